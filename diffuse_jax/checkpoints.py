@@ -1,0 +1,223 @@
+"""The training state on disk, one numbered folder a step, and small JSON files beside it.
+
+A thin layer over Orbax that says when to save, what to keep and, in one line, what does not fit. A step exists exactly
+when Orbax has renamed it into place, so a process killed at any moment leaves the earlier steps whole and at most a
+temporary folder, which the next writer removes.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+__all__ = ["CheckpointError", "Checkpoints", "read_json", "write_json_atomic"]
+
+_MARKER = "_CHECKPOINT_METADATA"  # Orbax writes this file into every complete step.
+_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax ends the name of a step that it is writing in this.
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, is not one, or does not fit what is asked of it."""
+
+
+class Checkpoints:
+    """The checkpoints in `directory`, which may be empty or absent; a context manager that closes itself.
+
+    The writer makes the directory, removes what a killed writer left half done, and keeps the latest `keep` steps and
+    every multiple of `keep_every`; a step is only removed when a later one is whole. With `read_only` (sampling,
+    evaluation) nothing on disk is made or removed, and a training run may go on writing meanwhile. With several
+    processes, all of them call `save`, `wait` and `close`. ValueError where `keep` or `keep_every` is less than 1.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        keep_every: int | None = None,
+        read_only: bool = False,
+    ) -> None:
+        if keep < 1 or (keep_every is not None and keep_every < 1):
+            raise ValueError(f"{keep=} and {keep_every=} must be at least 1")
+        self.directory = pathlib.Path(directory).absolute()
+        self._keep, self._keep_every, self._read_only = keep, keep_every, read_only
+        self._pending: tuple[int, ocp.AsyncResponse[None]] | None = None
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._clean()
+
+    def steps(self) -> list[int]:
+        """The steps on disk, ascending; a save in progress is not among them."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and (p / _MARKER).exists())
+
+    def latest_step(self) -> int | None:
+        """The last complete step, or None."""
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts to write `state` as `step` in the background, and returns when its arrays may be donated.
+
+        It first waits for the save before. A step that exists is replaced. OSError, naming the folder, where this save
+        or the one before cannot be written; CheckpointError on a read-only object.
+        """
+        if self._read_only:
+            raise CheckpointError(f"{self.directory} was opened read-only; open it with read_only=False to save")
+        self.wait()
+        try:
+            if step in self.steps():
+                self._remove(step)
+            self._pending = step, ocp.save_async(self.directory / str(step), state)
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def wait(self) -> None:
+        """Returns when the save in progress is on disk and what is no longer kept is removed. OSError, naming the
+        folder, where it cannot be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        step, response = pending
+        try:
+            response.result()
+            steps = self.steps()
+            for old in steps[: -self._keep]:
+                if not self._keep_every or old % self._keep_every:
+                    self._remove(old)
+        except Exception as error:
+            raise self._failed(step, error) from error
+
+    def close(self) -> None:
+        """Waits for the save in progress. OSError as in `wait`."""
+        self.wait()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def restore(self, abstract: Any, step: int | None = None, sharding: jax.sharding.Sharding | None = None) -> Any:
+        """The state stored at `step` (default: the latest), in the structure, shapes and dtypes of `abstract`.
+
+        `abstract` is a tree of arrays or `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it; the arrays are placed by
+        `sharding`, or by the sharding of each leaf, or on this process's first device. The number of devices that wrote
+        the state does not matter. CheckpointError, naming the first leaf that differs, where the stored tree is
+        another; and where the directory, the step or any checkpoint at all is missing, with the steps that exist.
+        """
+        return self._restore(abstract, step, sharding, part=None)
+
+    def restore_part(
+        self, part: str, abstract: Any, step: int | None = None, sharding: jax.sharding.Sharding | None = None
+    ) -> Any:
+        """One field of the stored state, such as "ema" or "params", and no more of it; otherwise as `restore`."""
+        return self._restore({part: abstract}, step, sharding, part=part)[part]
+
+    def _restore(
+        self, abstract: Any, step: int | None, sharding: jax.sharding.Sharding | None, part: str | None
+    ) -> Any:
+        path = self._path(step)
+        try:
+            tree = ocp.metadata(path).metadata
+            stored = _named_leaves(tree)
+        except Exception as error:
+            raise CheckpointError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+        if part is not None:
+            stored = {name: leaf for name, leaf in stored.items() if name.split("/")[0] == part}
+        difference = _first_difference(stored, _named_leaves(abstract))
+        if difference:
+            raise CheckpointError(f"{path} does not fit: {difference}")
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        wanted = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or getattr(x, "sharding", None) or here),
+            abstract,
+        )
+        if part is not None:  # the rest of the stored tree is passed over
+            wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, tree) | wanted
+        try:
+            return ocp.load(path, wanted)
+        except Exception as error:
+            raise CheckpointError(f"{path} could not be read: {_first_line(error)}") from error
+
+    def _path(self, step: int | None) -> pathlib.Path:
+        steps = self.steps()
+        if not self.directory.is_dir():
+            raise CheckpointError(f"there is no directory {self.directory}")
+        if not steps:
+            raise CheckpointError(f"{self.directory} holds no checkpoint")
+        if step is not None and step not in steps:
+            raise CheckpointError(f"{self.directory} holds no step {step}, but {', '.join(map(str, steps))}")
+        return self.directory / str(steps[-1] if step is None else step)
+
+    def _remove(self, step: int) -> None:
+        """Renamed first: a kill while its files go cannot leave a part of a step that looks like one."""
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(self.directory / f"{step}.removed{_UNFINISHED}")
+            self._clean()
+
+    def _clean(self) -> None:
+        if jax.process_index() == 0:
+            for path in self.directory.glob(f"*{_UNFINISHED}*"):
+                shutil.rmtree(path)
+
+    def _failed(self, step: int, error: Exception) -> OSError:
+        return OSError(f"the checkpoint {self.directory / str(step)} could not be written: {_first_line(error)}")
+
+
+def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
+    """Writes `obj` as JSON so that `path` holds the old text or the new one, never a part. OSError where it cannot."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(obj, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The object in a JSON file. CheckpointError, naming file and place, where there is none or it is not JSON."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {path}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by the path of their names: tuples and lists, fields and keys are stored alike, so they compare alike."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _first_difference(stored: Mapping[str, Any], requested: Mapping[str, Any]) -> str | None:
+    def describe(leaves: Mapping[str, Any], name: str) -> str:
+        return f"{leaves[name].dtype}{tuple(leaves[name].shape)}" if name in leaves else "nothing"
+
+    for name in sorted({*stored, *requested}):
+        have, want = describe(stored, name), describe(requested, name)
+        if have != want:
+            return f"{name} is {have} in the checkpoint, and {want} was requested"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    """Orbax wraps the sentence that matters: it is the first line of the innermost cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,135 @@
+"""A folder of one's own images, of any size and mode, as uint8 squares of one size.
+
+Every file is decoded once at the start, so that a broken one is known before training and not hours into it.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from diffuse_jax.data.sources import CACHE_BYTES, THREADS, DataError, Dataset, LazyImages, Subset, map_threads, split
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MODES = {1: "L", 3: "RGB"}
+
+
+def fit_image(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """The image as uint8 (size, size, channels): converted to grey (channels 1) or RGB (3), cropped to its central
+    square, and resized with Pillow's Lanczos filter, which averages over the area that it shrinks. 16-bit grey is
+    scaled to 8 bits, where Pillow alone would saturate it. Raises ValueError for floating-point pixels.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.mode.startswith("I"):
+        image = Image.fromarray(np.round(np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8))
+    image = image.convert(MODES[channels])
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image, np.uint8).reshape(size, size, channels)
+
+
+def read_image(path: Path, size: int, channels: int) -> np.ndarray:
+    """`fit_image` of a file's first frame, turned upright by its EXIF orientation. Raises DataError where the file
+    cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return fit_image(ImageOps.exif_transpose(image), size, channels)
+    except Exception as error:  # each of Pillow's decoders has its own ways to fail on a broken file
+        raise DataError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from error
+
+
+def image_files(root: Path) -> list[Path]:
+    """The images below `root`, sorted by their path; hidden files are passed over. Raises DataError where there are
+    none.
+    """
+    found = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
+    images = [p for p in found if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
+    if not images:
+        raise DataError(
+            f"the folder {root} holds no images: files ending in {' '.join(EXTENSIONS)} are read, at any depth"
+        )
+    return sorted(images, key=lambda p: p.relative_to(root).as_posix())
+
+
+def class_of(root: Path, files: list[Path]) -> tuple[list[int], int]:
+    """The label of each file, and their number: the rank of the name of its folder directly below `root`. Raises
+    DataError where a file lies outside such a folder.
+    """
+    parts = [p.relative_to(root).parts for p in files]
+    loose = [p[0] for p in parts if len(p) == 1]
+    if loose:
+        raise DataError(
+            f"labels=True needs every image of {root} in a folder named after its class, but {loose[0]} is in none"
+        )
+    names = sorted({p[0] for p in parts})
+    rank = {name: i for i, name in enumerate(names)}
+    return [rank[p[0]] for p in parts], len(names)
+
+
+def folder(
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | None,
+    channels: int | None = None,
+    holdout: float = 0.1,
+    labels: bool = False,
+    skip_unreadable: bool = False,
+    cache_bytes: int = CACHE_BYTES,
+) -> Dataset:
+    """The images below `path` as uint8 (image_size, image_size, channels), RGB unless channels is 1; the test part is
+    `holdout` of them.
+
+    All files are decoded at the start, and kept where the whole set fits into `cache_bytes`; unreadable ones are a
+    DataError that lists them, or are left out with a warning where `skip_unreadable`. With `labels` the folders
+    directly below `path` are the classes, in the order of their names. Raises DataError where there are no images, and
+    where image_size is missing.
+    """
+    root, channels = Path(path), channels or 3
+    if image_size is None:
+        raise DataError(
+            f"the folder {root} needs image_size: the side, in pixels, of the squares that its images become"
+        )
+    files = image_files(root)
+    label, num_classes = class_of(root, files) if labels else ([0] * len(files), None)
+    shape = (image_size, image_size, channels)
+
+    def load(i: int) -> tuple[np.ndarray, int]:
+        return read_image(files[i], image_size, channels), label[i]
+
+    images = LazyImages(load, len(files), shape, labels, cache_bytes)
+
+    readable = readable_rows(images, [p.relative_to(root).as_posix() for p in files], root, skip_unreadable)
+    train, test = split(Subset(images, readable), holdout)
+    return Dataset(str(path), train, test, shape, levels=256, num_classes=num_classes)
+
+
+def readable_rows(images: LazyImages, names: list[str], root: Path, skip_unreadable: bool) -> np.ndarray:
+    """The indices of the images that decode, all of which are tried. Raises DataError that lists the others, or warns
+    of them where `skip_unreadable` and some are left.
+    """
+
+    def problem(i: int) -> str | None:
+        try:
+            images[np.array([i])]
+        except DataError as error:
+            return str(error)
+        return None
+
+    problems = map_threads(problem, range(len(names)), THREADS)
+    broken = [i for i, text in enumerate(problems) if text is not None]
+    if broken:
+        listed = ", ".join([*(names[i] for i in broken[:5]), *["…"][: len(broken) > 5]])
+        text = f"{len(broken)} of {len(names)} images of {root} cannot be read: {listed}; first, {problems[broken[0]]}"
+        if not skip_unreadable:
+            raise DataError(f"{text}; repair or remove them, or give skip_unreadable=True")
+        if len(broken) == len(names):
+            raise DataError(text)
+        warnings.warn(f"left out: {text}", stacklevel=4)
+    return np.setdiff1d(np.arange(len(names)), broken)

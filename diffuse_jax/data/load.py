@@ -1,0 +1,172 @@
+"""From what a user names to a `Dataset`: one function for every source."""
+
+import os
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffuse_jax.data.builtin import TOYS, digits, toy
+from diffuse_jax.data.folder import MODES, folder
+from diffuse_jax.data.prepared import tfds_dataset
+from diffuse_jax.data.sources import Arrays, DataError, Dataset, split
+
+ArraysLike = np.ndarray | Mapping[str, np.ndarray]
+
+
+def load_dataset(
+    source: str,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    holdout: float = 0.1,
+    labels: bool = False,
+    skip_unreadable: bool = False,
+) -> Dataset:
+    """The data set that `source` names.
+
+    `digits`; `moons`, `checkerboard`, `eight_gaussians` or `rings`; `tfds:NAME` (or `tfds:FOLDER`) for prepared TFDS
+    data; a path to a `.npy` or `.npz` file; or a path to a folder of images, for which `image_size` is required and
+    `skip_unreadable` leaves out what cannot be decoded. An existing folder wins over a name. `holdout` is the share of
+    rows kept for testing where the source has no test split of its own; `labels` adds class labels to the rows. Raises
+    DataError, with one line that says what would do, for anything that cannot be loaded as asked.
+    """
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size is {image_size}: give the side of the images in pixels, at least 1")
+    if channels is not None and channels not in MODES:
+        raise DataError(f"channels is {channels}: give 1 for grey or 3 for RGB")
+    if os.path.isdir(source):
+        return folder(
+            source,
+            image_size=image_size,
+            channels=channels,
+            holdout=holdout,
+            labels=labels,
+            skip_unreadable=skip_unreadable,
+        )
+    if source.startswith("tfds:"):
+        return tfds_dataset(
+            source.removeprefix("tfds:"), image_size=image_size, channels=channels, holdout=holdout, labels=labels
+        )
+    if source == "digits":
+        dataset = digits(holdout=holdout, labels=labels)
+    elif source in TOYS:
+        dataset = toy(source)
+    elif source.endswith((".npy", ".npz")) and os.path.isfile(source):
+        dataset = array_file(source, holdout=holdout, labels=labels)
+    else:
+        raise DataError(
+            f"there is no data set, file or folder {source!r}: give one of digits, {', '.join(TOYS)}, tfds:NAME, "
+            "the path of a .npy or .npz file, or the path of a folder of images"
+        )
+    return check_as_asked(dataset, image_size, channels, labels)
+
+
+def check_as_asked(dataset: Dataset, image_size: int | None, channels: int | None, labels: bool) -> Dataset:
+    """The dataset, whose arrays are used as they are: raises DataError where another size, other channels or missing
+    labels were asked for.
+    """
+    if len(dataset.shape) == 3:
+        height, width, depth = dataset.shape
+        fits = image_size in (None, height) and image_size in (None, width) and channels in (None, depth)
+    else:
+        fits = image_size is None and channels is None
+    if not fits:
+        raise DataError(
+            f"{dataset.name} has rows of shape {dataset.shape}, which are used as they are: "
+            f"image_size={image_size} and channels={channels} do not fit, leave them out"
+        )
+    if labels and dataset.num_classes is None:
+        raise DataError(f"{dataset.name} has no class labels: leave out labels=True")
+    return dataset
+
+
+def from_arrays(
+    train: ArraysLike,
+    test: ArraysLike | None = None,
+    *,
+    name: str = "arrays",
+    levels: int | None = None,
+    num_classes: int | None = None,
+    holdout: float = 0.1,
+) -> Dataset:
+    """A data set of arrays in memory: uint8 images (n, h, w, 1 or 3), or numbers (n, d) that become float32; with
+    labels as {"x": …, "label": (n,) integers}.
+
+    Without `test`, `holdout` of the rows are the test part. `levels` counts the grey levels of images whose bytes are
+    round(255·k/(levels − 1)), 256 unless given, and `num_classes` the classes, one more than the largest label unless
+    given. Raises DataError where a shape, type, length or value does not fit.
+    """
+    parts = [
+        checked(part, f"{name}, {which}") for which, part in (("train", train), ("test", test)) if part is not None
+    ]
+    first = parts[0]
+    if len(first) == 0:
+        raise DataError(f"{name} has no rows to train on")
+    for other in parts[1:]:
+        if other.x.shape[1:] != first.x.shape[1:] or (other.label is None) != (first.label is None):
+            raise DataError(f"{name}: train and test differ in the shape of their rows or in having labels")
+    if levels is not None and (first.x.dtype != np.uint8 or not 2 <= levels <= 256):
+        raise DataError(f"{name}: levels={levels} with rows of {first.x.dtype}: give 2 to 256 for uint8, else none")
+    pair = split(first, holdout) if len(parts) == 1 else (parts[0], parts[1])
+    levels = (levels or 256) if first.x.dtype == np.uint8 else None
+    return Dataset(name, *pair, tuple(first.x.shape[1:]), levels, count_classes(parts, num_classes, name))
+
+
+def count_classes(parts: list[Arrays], num_classes: int | None, name: str) -> int | None:
+    """The number of classes of labelled parts, at least one more than their largest label; None without labels."""
+    largest = max((int(part.label.max(initial=0)) for part in parts if part.label is not None), default=-1)
+    if num_classes is not None and num_classes <= largest:
+        raise DataError(f"{name}: num_classes={num_classes} with a label {largest}: give at least {largest + 1}")
+    return (num_classes or largest + 1) if largest >= 0 else None
+
+
+def checked(part: ArraysLike, name: str) -> Arrays:
+    """A part of the data as `Arrays` whose types and shapes the rest of the library can rely on."""
+    fields: dict[str, Any] = dict(part) if isinstance(part, Mapping) else {"x": part}
+    if not {"x"} <= set(fields) <= {"x", "label"}:
+        raise DataError(f"{name} has the fields {', '.join(fields) or 'none'}: give x and, if there are labels, label")
+    x, label = np.asarray(fields["x"]), fields.get("label")
+    if x.ndim == 4 and (x.dtype != np.uint8 or x.shape[-1] not in MODES):
+        raise DataError(f"{name} is {x.dtype} {x.shape}: images are uint8 of shape (n, height, width, 1 or 3)")
+    if x.ndim not in (2, 4) or not np.issubdtype(x.dtype, np.number) or np.iscomplexobj(x):
+        raise DataError(
+            f"{name} is {x.dtype} {x.shape}: give uint8 images (n, height, width, 1 or 3) or numbers (n, d)"
+        )
+    if x.ndim == 2:
+        x = x.astype(np.float32)
+        if not np.isfinite(x).all():
+            raise DataError(f"{name} has numbers that are not finite in float32: remove those rows")
+    if label is not None:
+        label = np.asarray(label)
+        if label.shape != x.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min(initial=0) < 0:
+            raise DataError(
+                f"{name} has labels {label.dtype} {label.shape}: give one integer, 0 or more, for each of {len(x)} rows"
+            )
+        label = label.astype(np.int32)
+    return Arrays(x, label)
+
+
+def array_file(path: str, *, holdout: float = 0.1, labels: bool = False) -> Dataset:
+    """A data set from a `.npy` file of one array, or from a `.npz` file with x and, optionally, label, x_test and
+    label_test; see `from_arrays`.
+    """
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            fields = {"x": content}
+        else:
+            with content:
+                fields = dict(content.items())
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as a NumPy file ({' '.join(str(error).split())})") from error
+    known = ("x", "label", "x_test", "label_test")
+    if "x" not in fields or not set(fields) <= set(known):
+        raise DataError(
+            f"{path} holds the arrays {', '.join(fields) or 'none'}: it needs x, and may have {', '.join(known[1:])}"
+        )
+    names = ("x", "label") if labels else ("x",)
+    train = {k: fields[k] for k in names if k in fields}
+    test = {k: fields[f"{k}_test"] for k in names if f"{k}_test" in fields}
+    return from_arrays(train, test or None, name=path, holdout=holdout)

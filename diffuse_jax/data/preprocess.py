@@ -1,0 +1,58 @@
+"""Between bytes and the model's range, in pure JAX, inside the compiled step.
+
+Discrete data have grey levels k = 0..L-1, stored as the byte round(255·k/(L - 1)), which determines k. A level becomes
+lo + (hi - lo)·k/(L - 1), with (lo, hi) = (-1, 1) or (0, 1). Dequantised it becomes lo + (hi - lo)·(k + u)/L with u
+uniform on [0, 1) (`diffuse_jax.likelihood.dequantize`), which is what a density of discrete data is stated for.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from diffuse_jax.likelihood import dequantize as add_uniform
+
+CENTERED, UNIT = (-1.0, 1.0), (0.0, 1.0)
+
+
+def preprocess(
+    x: jax.Array,
+    keys: jax.Array,
+    *,
+    levels: int | None,
+    centered: bool = True,
+    flip: bool = False,
+    dequantize: bool = False,
+) -> jax.Array:
+    """A batch as the model reads it: uint8 images (batch, h, w, c) become float32 in [-1, 1] (`centered`) or [0, 1];
+    floating-point rows pass through as float32.
+
+    `keys` (batch,) are typed keys, one a row, so that a row comes out the same in every batch and shard. `flip`
+    mirrors each image left to right with probability 1/2; `dequantize` adds uniform noise within the grey levels, of
+    which there are `levels`. Raises ValueError for a flip of vectors, and for uint8 without `levels` or floating-point
+    rows with `dequantize`.
+    """
+    x = jnp.asarray(x)
+    if flip and x.ndim != 4:
+        raise ValueError(f"flip mirrors images (batch, h, w, c), and x has shape {x.shape}: leave flip out for vectors")
+    if flip:
+        mirrored = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 0)))(keys)
+        x = jnp.where(mirrored[:, None, None, None], x[:, :, ::-1], x)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        if dequantize:
+            raise ValueError(f"dequantize is for grey levels, and x is already continuous ({x.dtype}): leave it out")
+        return x.astype(jnp.float32)
+    if x.dtype != jnp.uint8 or levels is None:
+        raise ValueError(f"x is {x.dtype} with levels={levels}: give uint8 and its number of grey levels, or floats")
+    low, high = CENTERED if centered else UNIT
+    level = jnp.round(x.astype(jnp.float32) * ((levels - 1) / 255))
+    x_01 = level / (levels - 1)
+    x_in_range = low + (high - low) * x_01
+    if not dequantize:
+        return x_in_range
+    u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), x.shape[1:]))(keys)
+    return add_uniform(x_in_range, u, levels=levels, range=(low, high))
+
+
+def to_uint8(x: jax.Array, *, centered: bool = True) -> jax.Array:
+    """Images in [-1, 1] (`centered`) or [0, 1] as bytes: rounded to the nearest of 256, and clipped."""
+    low, high = CENTERED if centered else UNIT
+    return jnp.clip(jnp.round((x - low) * (255 / (high - low))), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,113 @@
+"""From a raw network to a denoiser, the only thing that a solver or a likelihood knows of it.
+
+A denoiser carries its process `sde` and is called as `denoise(x, t, cond=None) -> Denoised(x0, eps)` with x = α·x0 + σ·eps; the score
+is −eps/σ. Static parts compare by value, so that a denoiser built anew from equal parts does not recompile what it is passed to.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from diffuse_jax import parameterizations
+from diffuse_jax._pytree import pytree, static
+from diffuse_jax.parameterizations import Parameterization
+from diffuse_jax.sde import SDE, Array, expand
+
+__all__ = ["Conditioned", "Denoised", "Denoiser", "NetworkDenoiser", "ScoreDenoiser", "from_score", "score_of", "unbind"]
+
+
+class Denoised(NamedTuple):
+    """E[x_0 | x(t)] and the noise that goes with it, both shaped like x: x(t) = α·x0 + σ·eps."""
+
+    x0: Array
+    eps: Array
+
+
+class Denoiser(Protocol):
+    """Any pytree with a process and this call: x (batch, …), t a scalar or (batch,), cond a pytree whose leaves lead with batch."""
+
+    @property
+    def sde(self) -> SDE: ...
+
+    def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised: ...
+
+
+def score_of(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
+    """∇ log p_t(x) = −eps/σ, shaped like x."""
+    return -denoise(x, t, cond).eps / expand(denoise.sde.sigma(t), x)
+
+
+@pytree
+class NetworkDenoiser:
+    """The denoiser of a network `net(params, x, label, *, cond, rng) -> F`, any callable with F shaped like x (batch, …).
+
+    `cond` and `rng` are passed only where present; `rng` turns on dropout. `shape` is that of one sample, where it is known, so that
+    sampling can start from the prior. `net`, `parameterization` and `shape` are static and compared by value; `params` may be None.
+    """
+
+    sde: SDE
+    params: Any
+    net: Callable[..., Array] = static()
+    parameterization: Parameterization = static(default=parameterizations.noise)
+    shape: tuple[int, ...] | None = static(default=None)
+
+    def raw(self, x: Array, t: Any, cond: Any = None, rng: Array | None = None) -> Array:
+        """F for x (batch, …) at t, a scalar or (batch,)."""
+        label = jnp.broadcast_to(self.parameterization.label(self.sde, t), x.shape[:1])
+        present = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
+        return self.net(self.params, x, label, **present)
+
+    def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
+        raw = self.raw(x, t, cond)
+        a, b, c, d = (expand(k, x) for k in self.parameterization.coefficients(self.sde, t))
+        return Denoised(a * x + b * raw, c * x + d * raw)
+
+    def eps_error(self, x0: Array, eps: Array, t: Any, cond: Any = None, rng: Array | None = None) -> Array:
+        """eps − eps(x, t) at x = α·x0 + σ·eps, as d·(F − target): what denoising score matching squares."""
+        raw = self.raw(self.sde.perturb(x0, t, eps), t, cond, rng)
+        d = expand(self.parameterization.coefficients(self.sde, t)[3], x0)
+        return d * (self.parameterization.target(self.sde, x0, eps, expand(t, x0)) - raw)
+
+
+@pytree
+class ScoreDenoiser:
+    """The denoiser of a score, x0 = (x + σ²·score)/α and eps = −σ·score; made by `from_score`."""
+
+    sde: SDE
+    score: Any
+    shape: tuple[int, ...] | None = static(default=None)
+
+    def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
+        value = self.score(x, t) if cond is None else self.score(x, t, cond)
+        a, b, c, d = (expand(k, x) for k in parameterizations.score.coefficients(self.sde, t))
+        return Denoised(a * x + b * value, c * x + d * value)
+
+
+def from_score(sde: SDE, score: Callable[..., Array], shape: tuple[int, ...] | None = None) -> ScoreDenoiser:
+    """The denoiser of a hand-written `score(x, t)`, or `score(x, t, cond)`, shaped like x (batch, …); `shape` is that of one sample.
+
+    A plain function is compared by identity under jit; `jax.tree_util.Partial(function, arrays)` keeps its arrays as leaves.
+    """
+    return ScoreDenoiser(sde, jax.tree_util.Partial(score), shape)
+
+
+@pytree
+class Conditioned:
+    """A denoiser with its condition bound: what solvers are given, so that none of them passes `cond` along."""
+
+    denoise: Denoiser
+    cond: Any
+
+    @property
+    def sde(self) -> SDE:
+        return self.denoise.sde
+
+    def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
+        return self.denoise(x, t, self.cond if cond is None else cond)
+
+
+def unbind(denoise: Denoiser) -> tuple[Denoiser, Any]:
+    """A denoiser and the condition bound to it (None where there is none), for what evaluates one sample at a time."""
+    return (denoise.denoise, denoise.cond) if isinstance(denoise, Conditioned) else (denoise, None)

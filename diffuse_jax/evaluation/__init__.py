@@ -1,0 +1,29 @@
+"""Evaluation: distances between sets of images, a check for copies, and pictures."""
+
+from diffuse_jax.evaluation.digits import digits_report
+from diffuse_jax.evaluation.frechet import (
+    PCAFeatures,
+    Statistics,
+    frechet_between,
+    frechet_distance,
+    frechet_ratio,
+    statistics,
+)
+from diffuse_jax.evaluation.neighbours import fraction_nearer, nearest_distances
+from diffuse_jax.evaluation.pictures import image_grid, save_gif, save_png, scatter_picture
+
+__all__ = [
+    "PCAFeatures",
+    "Statistics",
+    "digits_report",
+    "fraction_nearer",
+    "frechet_between",
+    "frechet_distance",
+    "frechet_ratio",
+    "image_grid",
+    "nearest_distances",
+    "save_gif",
+    "save_png",
+    "scatter_picture",
+    "statistics",
+]

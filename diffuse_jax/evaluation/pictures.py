@@ -1,0 +1,94 @@
+"""Samples as pictures: grids of images, histograms of points, PNG and animated GIF. Files appear whole or not."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+GAP_GREY = 128
+
+
+def image_grid(images: np.ndarray, *, columns: int | None = None, pad: int = 2, min_tile: int = 32) -> np.ndarray:
+    """uint8 images (n, h, w, 1 or 3) as one picture (H, W, 1 or 3), row by row, in ceil(√n) columns unless given, with
+    `pad` pixels of grey around every tile.
+
+    Images with a side below `min_tile` are enlarged by the smallest whole factor that reaches it, without smoothing.
+    Raises ValueError for other shapes and types.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images are {images.dtype} {images.shape}: give uint8 of shape (n, h, w, 1 or 3), n >= 1")
+    n, height, width, channels = images.shape
+    factor = max(1, -(-min_tile // min(height, width)))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    pitch_y, pitch_x = height * factor + pad, width * factor + pad
+    rows = -(-n // columns)
+    picture = np.full((rows * pitch_y + pad, columns * pitch_x + pad, channels), GAP_GREY, np.uint8)
+    for i, image in enumerate(images):
+        top, left = pad + i // columns * pitch_y, pad + i % columns * pitch_x
+        picture[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return picture
+
+
+def scatter_picture(points: np.ndarray, *, extent: float = 1.5, size: int = 256) -> np.ndarray:
+    """Points (n, 2) as a picture (size, size, 1), uint8: a histogram over [-extent, extent]², first coordinate to the
+    right, second upwards, black where most points lie and white where none do; grey goes with the square root of the
+    count. Points outside are left out.
+    """
+    points = np.asarray(points, np.float64)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"points have shape {points.shape}: give (n, 2)")
+    counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=size, range=[[-extent, extent]] * 2)
+    shade = np.sqrt(counts / max(counts.max(), 1))
+    return np.round(255 * (1 - shade[::-1, :, None])).astype(np.uint8)
+
+
+@contextmanager
+def written_atomically(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A binary file that takes the name `path` when it is complete: it is written under a temporary name in the same
+    folder, which is made where missing.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+        try:
+            yield file
+            file.flush()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, target)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def as_image(picture: np.ndarray) -> Image.Image:
+    """A uint8 picture (h, w, 1 or 3) as a Pillow image."""
+    picture = np.asarray(picture)
+    if picture.ndim != 3 or picture.dtype != np.uint8 or picture.shape[-1] not in (1, 3):
+        raise ValueError(f"the picture is {picture.dtype} {picture.shape}: give uint8 of shape (h, w, 1 or 3)")
+    return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+
+
+def save_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Writes a uint8 picture (h, w, 1 or 3) as a PNG file."""
+    image = as_image(picture)
+    with written_atomically(path) as file:
+        image.save(file, "PNG")
+
+
+def save_gif(frames: Sequence[np.ndarray], path: str | os.PathLike[str], *, duration: float = 0.1) -> None:
+    """Writes uint8 pictures (h, w, 1 or 3) as an endless animated GIF that shows each for `duration` seconds (GIF
+    counts hundredths). Grey frames are kept exactly; coloured ones are brought to 256 colours each. Equal neighbours
+    are stored once and shown longer.
+    """
+    if len(frames) == 0:
+        raise ValueError("an animation needs at least one frame")
+    first, *rest = [as_image(frame) for frame in frames]
+    with written_atomically(path) as file:
+        first.save(file, "GIF", save_all=True, append_images=rest, duration=round(1000 * duration), loop=0)

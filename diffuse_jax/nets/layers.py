@@ -1,0 +1,301 @@
+"""The layers that the U-Nets share: residual blocks, attention, resampling, and the embeddings of time and class.
+
+Choices that are the same for every layer of one network travel as one value, `Style`. Convolutions run in
+`style.dtype`; parameters, normalisations, the softmax and the embeddings are float32.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffuse_jax.nets import fir
+
+Resampling = Literal["none", "up", "down"]
+
+NONLINEARITIES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "swish": nn.swish,
+    "elu": nn.elu,
+    "relu": nn.relu,
+    "lrelu": lambda x: nn.leaky_relu(x, 0.2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What all layers of a network agree on.
+
+    `max_groups` bounds the groups of a normalisation, of at least `group_size` channels each. `fir_kernel=None`
+    resamples by the nearest pixel and the 2×2 mean. `skip_rescale` divides every sum of two branches by √2.
+    `init_scale` scales the variance of the kernel that closes a branch at the start of training.
+    """
+
+    nonlinearity: str
+    dropout: float
+    group_size: int = 4
+    max_groups: int = 32
+    skip_rescale: bool = False
+    init_scale: float = 0.0
+    fir_kernel: tuple[float, ...] | None = None
+    dtype: Any = jnp.float32
+
+    def act(self, x: jax.Array) -> jax.Array:
+        return NONLINEARITIES[self.nonlinearity](x)
+
+    def merge(self, a: jax.Array, b: jax.Array) -> jax.Array:
+        """The sum of two branches."""
+        return (a + b) * 2**-0.5 if self.skip_rescale else a + b
+
+
+def require(ok: bool, field: str, given: object, wanted: str) -> None:
+    """Raises ValueError naming the field, what was given and what would do."""
+    if not ok:
+        raise ValueError(f"{field} must be {wanted}; got {given!r}")
+
+
+def init_kernel(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Uniform, of variance scale / mean(fan in, fan out) (Ho et al. 2020, arXiv:2006.11239); a scale of 0 is 1e-10."""
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def conv(features: int, dtype: Any, name: str, *, size: int = 3, scale: float = 1.0, strides: int = 1) -> nn.Conv:
+    """A square convolution with zero padding that keeps the image's size (over `strides`)."""
+    return nn.Conv(features, (size, size), strides, "SAME", kernel_init=init_kernel(scale), dtype=dtype, name=name)
+
+
+def pointwise(features: int, dtype: Any, name: str, *, scale: float = 0.1) -> nn.Dense:
+    """A linear map of the channels, whose kernel starts at a tenth of the usual variance."""
+    return nn.Dense(features, kernel_init=init_kernel(scale), dtype=dtype, name=name)
+
+
+def group_norm(x: jax.Array, style: Style, name: str) -> jax.Array:
+    """Group normalisation in float32 of x (batch, h, w, c), inside a compact module."""
+    channels = x.shape[-1]
+    groups = min(channels // style.group_size, style.max_groups)
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"nf and ch_mult give a layer of {channels} channels, which do not divide into {groups} equal groups to be "
+            "normalised: choose nf a multiple of 4, and of 32 where layers have 128 channels or more"
+        )
+    return nn.GroupNorm(groups, epsilon=1e-6, dtype=jnp.float32, name=name)(x)
+
+
+def norm_act(x: jax.Array, style: Style, name: str) -> jax.Array:
+    """Normalises x and applies the nonlinearity; the result is in `style.dtype`."""
+    return style.act(group_norm(x, style, name)).astype(style.dtype)
+
+
+def repeat(x: jax.Array) -> jax.Array:
+    """Each pixel becomes a 2×2 square: (batch, h, w, c) to (batch, 2h, 2w, c)."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def mean_pool(x: jax.Array) -> jax.Array:
+    """Each 2×2 square becomes its mean: (batch, h, w, c) to (batch, h/2, w/2, c)."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean(axis=(2, 4))
+
+
+def resample(x: jax.Array, style: Style, direction: Resampling) -> jax.Array:
+    """Doubles or halves the image without parameters."""
+    if direction == "none":
+        return x
+    if style.fir_kernel is None:
+        return repeat(x) if direction == "up" else mean_pool(x)
+    return (fir.upsample if direction == "up" else fir.downsample)(x, style.fir_kernel)
+
+
+class ResampleConv(nn.Module):
+    """Doubles or halves the image with a 3×3 convolution to `features` channels."""
+
+    style: Style
+    features: int
+    direction: Resampling
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.style.fir_kernel is None:
+            x, strides = (repeat(x), 1) if self.direction == "up" else (x, 2)
+            return conv(self.features, self.style.dtype, "conv", strides=strides)(x)
+        kernel = self.param("kernel", init_kernel(), (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = (a.astype(self.style.dtype) for a in (x, kernel, bias))
+        return (fir.conv_up if self.direction == "up" else fir.conv_down)(x, kernel, self.style.fir_kernel) + bias
+
+
+class ResBlock(nn.Module):
+    """Norm–act–conv twice, with the time embedding added between, and a shortcut.
+
+    x (batch, h, w, c) becomes (batch, h', w', features). The block resamples before its first convolution (Brock et al.
+    2019, arXiv:1809.11096). The shortcut has a kernel where the channels or the size change: a 1×1 convolution, or with
+    `small_shortcut` a linear map that starts at a tenth of its variance.
+    """
+
+    style: Style
+    features: int
+    direction: Resampling = "none"
+    small_shortcut: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array | None, train: bool) -> jax.Array:
+        style = self.style
+        h = resample(norm_act(x, style, "norm_0"), style, self.direction)
+        x = resample(x, style, self.direction)
+        h = conv(self.features, style.dtype, "conv_0")(h)
+        if temb is not None:
+            shift = nn.Dense(self.features, kernel_init=init_kernel(), dtype=style.dtype, name="time")
+            h += shift(style.act(temb))[:, None, None, :]
+        h = norm_act(h, style, "norm_1")
+        h = nn.Dropout(style.dropout)(h, deterministic=not train)
+        h = conv(self.features, style.dtype, "conv_1", scale=style.init_scale)(h)
+        if x.shape[-1] != self.features or self.direction != "none":
+            x = (
+                pointwise(self.features, style.dtype, "shortcut")(x)
+                if self.small_shortcut
+                else conv(self.features, style.dtype, "shortcut", size=1)(x)
+            )
+        return style.merge(x, h)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all pixels, softmax(q·k/√c), as a residual branch of x (batch, h, w, c)."""
+
+    style: Style
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        b, height, width, c = x.shape
+        dtype = self.style.dtype
+        h = group_norm(x, self.style, "norm").astype(dtype).reshape(b, height * width, c)
+        q, k, v = (pointwise(c, dtype, name)(h) for name in ("query", "key", "value"))
+        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
+        weights = nn.softmax(logits).astype(dtype)
+        h = pointwise(c, dtype, "out", scale=self.style.init_scale)(weights @ v)
+        return self.style.merge(x, h.reshape(x.shape))
+
+
+class Combine(nn.Module):
+    """Brings the pyramid to h's channels by a 1×1 convolution, then adds it ('sum') or puts it before them ('cat')."""
+
+    method: Literal["sum", "cat"]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, pyramid: jax.Array, h: jax.Array) -> jax.Array:
+        pyramid = conv(h.shape[-1], self.dtype, "conv", size=1)(pyramid)
+        return pyramid + h if self.method == "sum" else jnp.concatenate([pyramid, h], axis=-1)
+
+
+class FourierFeatures(nn.Module):
+    """[sin 2πWx, cos 2πWx] with fixed W ~ N(0, scale²) (arXiv:2006.10739): (batch,) to (batch, 2·size).
+
+    W is stored among the parameters, so that it is saved with them, but receives no gradient.
+    """
+
+    size: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        frequencies = self.param("frequencies", nn.initializers.normal(self.scale), (self.size,))
+        angle = 2 * jnp.pi * x[:, None] * jax.lax.stop_gradient(frequencies)
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def positional_features(t: jax.Array, size: int) -> jax.Array:
+    """[sin, cos](t·10000^(−k/(size/2 − 1))) (arXiv:1706.03762): (batch,) to (batch, size); an odd size ends with 0."""
+    half = size // 2
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1)).astype(np.float32)
+    angle = t[:, None] * frequencies
+    features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    return jnp.pad(features, ((0, 0), (0, size % 2)))
+
+
+class Embedding(nn.Module):
+    """The vector that every residual block reads: an MLP of the time features plus a vector a class; None if neither.
+
+    `features` (batch, k) or None; `cond` (batch,) integer labels or None. A label outside 0..num_classes − 1
+    (num_classes by custom) means "no label" and adds nothing, as does cond=None.
+    """
+
+    width: int
+    act: Callable[[jax.Array], jax.Array]
+    num_classes: int | None
+
+    @nn.compact
+    def __call__(self, features: jax.Array | None, cond: jax.Array | None, batch: int) -> jax.Array | None:
+        embedding = None
+        if features is not None:
+            hidden = nn.Dense(self.width, kernel_init=init_kernel(), name="dense_0")(features)
+            embedding = nn.Dense(self.width, kernel_init=init_kernel(), name="dense_1")(self.act(hidden))
+        if self.num_classes is None:
+            require(cond is None, "cond", cond, "absent unless the network has num_classes")
+            return embedding
+        labels = jnp.full((batch,), self.num_classes) if cond is None else jnp.asarray(cond)
+        if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
+            raise ValueError(
+                f"cond must be integer labels of shape ({batch},); got {labels.dtype} of shape {labels.shape}"
+            )
+        table = nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.normal(1.0), name="classes")
+        label = table(jax.nn.one_hot(labels, self.num_classes))
+        return label if embedding is None else embedding + label
+
+
+def sigma_table(sigma_min: float, sigma_max: float, num_scales: int) -> jax.Array:
+    """The geometric noise levels (num_scales,) from sigma_max down to sigma_min."""
+    return jnp.asarray(np.geomspace(sigma_max, sigma_min, num_scales), jnp.float32)
+
+
+def whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def make_tuple(net: Any, field: str) -> None:
+    """Replaces a field given as a list, as JSON has it, by a tuple, so that the module can be hashed."""
+    value = getattr(net, field)
+    require(isinstance(value, list | tuple), field, value, "a tuple")
+    object.__setattr__(net, field, tuple(value))
+
+
+def check_unet(net: Any) -> None:
+    """Raises ValueError for a field that both U-Nets have and that cannot work."""
+    make_tuple(net, "ch_mult")
+    make_tuple(net, "attn_resolutions")
+    require(whole(net.nf) and net.nf >= 4, "nf", net.nf, "an integer of at least 4")
+    levels_ok = len(net.ch_mult) > 0 and all(whole(m) and m > 0 for m in net.ch_mult)
+    require(levels_ok, "ch_mult", net.ch_mult, "a tuple of positive integers, one a level")
+    for field in ("num_res_blocks", "num_scales"):
+        value = getattr(net, field)
+        require(whole(value) and value > 0, field, value, "a positive integer")
+    heights_ok = all(whole(height) for height in net.attn_resolutions)
+    require(heights_ok, "attn_resolutions", net.attn_resolutions, "a tuple of image heights")
+    require(0 <= net.dropout < 1, "dropout", net.dropout, "in [0, 1)")
+    require(net.nonlinearity in NONLINEARITIES, "nonlinearity", net.nonlinearity, f"one of {sorted(NONLINEARITIES)}")
+    require(0 < net.sigma_min <= net.sigma_max, "sigma_min", net.sigma_min, f"in (0, sigma_max = {net.sigma_max}]")
+    classes_ok = net.num_classes is None or (whole(net.num_classes) and net.num_classes > 0)
+    require(classes_ok, "num_classes", net.num_classes, "None or a positive integer")
+    require(
+        jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating),
+        "dtype",
+        net.dtype,
+        "a floating-point type such as jnp.bfloat16",
+    )
+
+
+def check_inputs(net: Any, x: jax.Array, t: jax.Array) -> None:
+    """Raises ValueError unless x is (batch, h, w, c) with h and w that every level can halve, and t is (batch,)."""
+    if x.ndim != 4:
+        raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t must have shape ({x.shape[0]},), one label an image; got shape {t.shape}")
+    factor = 2 ** (len(net.ch_mult) - 1)
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(
+            f"ch_mult has {len(net.ch_mult)} levels, so the image's height and width must be multiples of {factor}; "
+            f"got {x.shape[1]}×{x.shape[2]}: choose fewer levels or another image size"
+        )

@@ -1,0 +1,53 @@
+"""The bridge from a Flax Linen module to what the rest of the library calls: a pure function of its parameters."""
+
+import dataclasses
+import math
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenNet:
+    """A Linen module `module(x, t, cond=None, *, train)` as a function of (params, x, t).
+
+    It holds no arrays. Two of them are equal, and hash alike, when their modules have the same type and fields: as a
+    static argument or field of a jitted function, a rebuilt one does not recompile.
+    """
+
+    module: nn.Module
+
+    def __call__(
+        self, params: Any, x: jax.Array, t: jax.Array | float, *, cond: Any = None, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """x (batch, …), t a scalar or (batch,): an array like x.
+
+        With `rng` the module is in training mode and draws its dropout from it. `cond` reaches the module only where it
+        is given, so that a module without conditions need not name it.
+        """
+        t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
+        extra = {} if cond is None else {"cond": cond}
+        rngs = None if rng is None else {"dropout": rng}
+        y = self.module.apply({"params": params}, x, t, train=rng is not None, rngs=rngs, **extra)
+        return cast(jax.Array, y)
+
+    def init(self, key: jax.Array, shape: tuple[int, ...]) -> Any:
+        """Fresh parameters for samples of `shape`, without the batch axis. Runs under jax.jit and jax.eval_shape.
+
+        Raises ValueError where the module keeps variables besides "params", such as running averages: a network here
+        has no state.
+        """
+        variables = self.module.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)), train=False)
+        others = sorted(set(variables) - {"params"})
+        if others:
+            raise ValueError(
+                f"module must keep its variables in 'params' alone; got also {others}: use layers without state"
+            )
+        return variables["params"]
+
+
+def param_count(params: Any) -> int:
+    """The number of scalars in a tree of arrays or of their shapes (such as jax.eval_shape gives)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

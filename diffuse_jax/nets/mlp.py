@@ -1,0 +1,65 @@
+"""A residual multilayer perceptron for vectors: toy densities, tabular data, and tests of everything else."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffuse_jax.nets.layers import Embedding, init_kernel, require
+
+_FREQUENCIES = np.geomspace(0.25, 8.0, 16).astype(np.float32)
+
+
+def log_time_features(t: jax.Array) -> jax.Array:
+    """Smooth features of a label t ≥ 0: u and [sin, cos](ω·u) of u = log(t + 10⁻³), (batch,) to (batch, 33).
+
+    They tell apart times in [0, 1], noise levels over many decades, and step numbers alike.
+    """
+    u = jnp.log(t + 1e-3)[:, None]
+    angle = u * _FREQUENCIES
+    return jnp.concatenate([u / 4, jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class MLP(nn.Module):
+    """`depth` residual layers of `width` swish units, each shifted by an embedding of time (and class).
+
+    The output is smooth in x and in t ≥ 0, which may be a time in [0, 1], a noise level or a step number.
+    `num_classes` as in `NCSNpp`.
+    """
+
+    width: int = 128
+    depth: int = 4
+    dropout: float = 0.0
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.width > 0, "width", self.width, "a positive integer")
+        require(self.depth > 0, "depth", self.depth, "a positive integer")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        require(
+            self.num_classes is None or self.num_classes > 0,
+            "num_classes",
+            self.num_classes,
+            "None or a positive integer",
+        )
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """x (batch, d), t (batch,), cond None or integer labels (batch,): float32 (batch, d)."""
+        if x.ndim != 2 or t.shape != x.shape[:1]:
+            raise ValueError(f"x must have shape (batch, d) and t shape (batch,); got {x.shape} and {t.shape}")
+
+        def dense(features: int, name: str, **kwargs: Any) -> nn.Dense:
+            return nn.Dense(features, kernel_init=init_kernel(), name=name, **kwargs)
+
+        embed = Embedding(self.width, nn.swish, self.num_classes, name="embedding")
+        temb = embed(log_time_features(t.astype(jnp.float32)), cond, x.shape[0])
+        h = dense(self.width, "in")(x)
+        for i in range(self.depth):
+            inner = nn.swish(dense(self.width, f"layer_{i}")(h) + dense(self.width, f"time_{i}", use_bias=False)(temb))
+            inner = nn.Dropout(self.dropout)(inner, deterministic=not train)
+            h = h + dense(self.width, f"out_{i}")(inner)
+        return dense(x.shape[-1], "out")(nn.swish(h))

@@ -1,0 +1,128 @@
+"""NCSN++ and, as settings of it, DDPM++: the score networks of Song et al. 2021 (arXiv:2011.13456, appendix H)."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffuse_jax.nets.layers import (
+    Embedding,
+    FourierFeatures,
+    Style,
+    check_inputs,
+    check_unet,
+    make_tuple,
+    positional_features,
+    require,
+    sigma_table,
+)
+from diffuse_jax.nets.unet import UNet
+
+_CHOICES = {
+    "resblock_type": ("biggan", "ddpm"),
+    "progressive": ("none", "output_skip", "residual"),
+    "progressive_input": ("none", "input_skip", "residual"),
+    "progressive_combine": ("sum", "cat"),
+    "embedding_type": ("fourier", "positional"),
+}
+
+
+class NCSNpp(nn.Module):
+    """The NCSN++ U-Net; by default the CIFAR-10 network of the VE process trained in continuous time.
+
+    Width and depth: level i has nf·ch_mult[i] channels and num_res_blocks blocks on the way down; attention where the
+    image's *height* is in attn_resolutions. `resblock_type`: "biggan" blocks halve and double the image themselves,
+    "ddpm" ones leave it to layers between them, which convolve if `resamp_with_conv`. `fir` resamples with the
+    separable `fir_kernel`, else by nearest pixel and 2×2 mean. `skip_rescale` divides sums of branches by √2.
+    `progressive_input`: the levels on the way down read a smaller copy of the input ("input_skip", joined as
+    `progressive_combine` says) or of its features ("residual"). `progressive`: the output is the sum of one image a
+    level ("output_skip") or of features a level ("residual"). `init_scale` scales the variance of the last kernel of
+    each branch (0: almost zero).
+
+    Time: `embedding_type` "fourier" reads t = σ > 0 through log σ with frequencies of N(0, fourier_scale²);
+    "positional" reads a label t in 0..num_scales − 1. `conditional=False` ignores t there. `scale_by_sigma` divides
+    the output by σ: t itself, or for "positional" entry ⌊t⌋ of the geometric table of num_scales levels from sigma_max
+    down to sigma_min. `centered=False` says that x lies in [0, 1] and maps it to 2x − 1. `num_classes` adds class
+    labels (see __call__). `dtype` is the type of the convolutions and attention products (parameters, norms, softmax,
+    embeddings and output stay float32); `remat` recomputes residual blocks in the backward pass to save memory.
+    A value that cannot work raises ValueError when the module is made.
+    """
+
+    nf: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 4
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.1
+    resamp_with_conv: bool = True
+    conditional: bool = True
+    fir: bool = True
+    fir_kernel: tuple[float, ...] = (1, 3, 3, 1)
+    skip_rescale: bool = True
+    resblock_type: Literal["biggan", "ddpm"] = "biggan"
+    progressive: Literal["none", "output_skip", "residual"] = "none"
+    progressive_input: Literal["none", "input_skip", "residual"] = "residual"
+    progressive_combine: Literal["sum", "cat"] = "sum"
+    embedding_type: Literal["fourier", "positional"] = "fourier"
+    fourier_scale: float = 16.0
+    init_scale: float = 0.0
+    nonlinearity: Literal["swish", "elu", "relu", "lrelu"] = "swish"
+    scale_by_sigma: bool = True
+    centered: bool = False
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    num_scales: int = 1000
+    num_classes: int | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_unet(self)
+        for field, choices in _CHOICES.items():
+            require(getattr(self, field) in choices, field, getattr(self, field), f"one of {choices}")
+        require(self.fourier_scale > 0, "fourier_scale", self.fourier_scale, "positive")
+        require(self.init_scale >= 0, "init_scale", self.init_scale, "at least 0")
+        make_tuple(self, "fir_kernel")
+        require(sum(self.fir_kernel) != 0, "fir_kernel", self.fir_kernel, "numbers with a sum that is not 0")
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool) -> jax.Array:
+        """x (batch, h, w, c), t (batch,), cond None or integer labels (batch,): float32 of x's shape.
+
+        Label num_classes (or any outside 0..num_classes − 1) means "no label" and equals cond=None. h and w must be
+        multiples of 2^(levels − 1), else ValueError. With train=True dropout draws from the rng "dropout".
+        """
+        check_inputs(self, x, t)
+        t = t.astype(jnp.float32)
+        if self.embedding_type == "fourier":
+            # Also made where `conditional` is False, so that the parameters are those of published checkpoints.
+            features, sigma = FourierFeatures(self.nf, self.fourier_scale, name="fourier")(jnp.log(t)), t
+        else:
+            features = positional_features(t, self.nf)
+            sigma = sigma_table(self.sigma_min, self.sigma_max, self.num_scales)[t.astype(jnp.int32)]
+        style = Style(
+            self.nonlinearity,
+            self.dropout,
+            skip_rescale=self.skip_rescale,
+            init_scale=self.init_scale,
+            fir_kernel=self.fir_kernel if self.fir else None,
+            dtype=self.dtype,
+        )
+        embed = Embedding(4 * self.nf, style.act, self.num_classes, name="embedding")
+        temb = embed(features if self.conditional else None, cond, x.shape[0])
+        h = UNet(
+            style,
+            self.nf,
+            self.ch_mult,
+            self.num_res_blocks,
+            self.attn_resolutions,
+            self.resamp_with_conv,
+            self.resblock_type,
+            self.progressive,
+            self.progressive_input,
+            self.progressive_combine,
+            self.remat,
+            name="unet",
+        )(x if self.centered else 2 * x - 1, temb, train)
+        return h / sigma[:, None, None, None] if self.scale_by_sigma else h

@@ -1,0 +1,122 @@
+"""Closed forms to hold everything else against: denoisers, densities and flows of Gaussian, Gaussian-mixture and point-mass data.
+
+Data N(m, S) gives x(t) ~ N(α·m, C) with C = α²·S + σ²·I, and E[x_0 | x] = m + α·S·C⁻¹(x − α·m); a mixture weighs its components by
+their responsibilities. All are denoisers (`diffuse_jax.denoiser.Denoiser`) over vectors x (batch, d).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffuse_jax._pytree import pytree
+from diffuse_jax.denoiser import Denoised
+from diffuse_jax.sde import SDE, Array, expand
+
+__all__ = ["Gaussian", "Mixture", "PointMass"]
+
+
+@pytree
+class Gaussian:
+    """Data N(mean, cov): mean (d,), cov (d, d) positive semi-definite."""
+
+    sde: SDE
+    mean: Array
+    cov: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.mean.shape
+
+    def marginal(self, t: Any) -> tuple[Array, Array]:
+        """Mean (…, d) and covariance (…, d, d) of x(t), for t of shape (…)."""
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        identity = jnp.eye(self.mean.shape[0], dtype=self.mean.dtype)
+        square = jnp.square(alpha)[..., None, None] * self.cov + jnp.square(sigma)[..., None, None] * identity
+        return alpha[..., None] * self.mean, square
+
+    def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
+        mean, cov = self.marginal(t)
+        # One factorization for the whole batch where the time is one.
+        solved = jnp.linalg.solve(cov, (x - mean).T).T if cov.ndim == 2 else _solve_each(cov, x - mean)
+        alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
+        return Denoised(self.mean + alpha * jnp.matvec(self.cov, solved), sigma * solved)
+
+    def log_prob(self, x: Array, t: Any) -> Array:
+        """Log density of x(t) at x (batch, d), shape (batch,)."""
+        mean, cov = self.marginal(jnp.broadcast_to(t, x.shape[:1]))
+        return _normal_log_prob(x, mean, cov)
+
+    def flow(self, x: Array, t: Any, s: Any) -> Array:
+        """Where the probability flow takes x (batch, d) from time t to time s: α_s·m + C_s^{1/2}·C_t^{−1/2}·(x − α_t·m)."""
+        values, vectors = jnp.linalg.eigh(self.cov)
+        gain = jnp.sqrt(self._eigenvalues(values, s) / self._eigenvalues(values, t))
+        centred = jnp.matvec(vectors.T, x - self.sde.alpha(t) * self.mean)
+        return self.sde.alpha(s) * self.mean + jnp.matvec(vectors, gain * centred)
+
+    def _eigenvalues(self, values: Array, t: Any) -> Array:
+        return jnp.square(self.sde.alpha(t)) * values + jnp.square(self.sde.sigma(t))
+
+
+@pytree
+class Mixture:
+    """Data Σ_k weights_k·N(means_k, stds_k²·I): weights (k,) summing to 1, means (k, d), stds (k,)."""
+
+    sde: SDE
+    weights: Array
+    means: Array
+    stds: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.means.shape[1:]
+
+    def _components(self, x: Array, t: Any) -> tuple[Array, Array, Array]:
+        """Log joint density (batch, k), offsets x − α·means (batch, k, d) and variances (batch, k, 1) of x(t)."""
+        t = jnp.broadcast_to(t, x.shape[:1])
+        alpha, sigma = self.sde.alpha(t)[:, None, None], self.sde.sigma(t)[:, None, None]
+        variance = jnp.square(alpha * self.stds[:, None]) + jnp.square(sigma)
+        offset = x[:, None, :] - alpha * self.means
+        dims = x.shape[-1]
+        log_density = -0.5 * (jnp.sum(jnp.square(offset) / variance, -1) + dims * jnp.log(2 * jnp.pi * variance[..., 0]))
+        return jnp.log(self.weights) + log_density, offset, variance
+
+    def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
+        log_joint, offset, variance = self._components(x, t)
+        responsibility = jax.nn.softmax(log_joint, axis=-1)[..., None]
+        t = jnp.broadcast_to(t, x.shape[:1])
+        alpha, sigma = self.sde.alpha(t)[:, None, None], self.sde.sigma(t)[:, None]
+        x0 = self.means + alpha * jnp.square(self.stds)[:, None] / variance * offset
+        return Denoised(jnp.sum(responsibility * x0, 1), sigma * jnp.sum(responsibility * offset / variance, 1))
+
+    def log_prob(self, x: Array, t: Any) -> Array:
+        """Log density of x(t) at x (batch, d), shape (batch,)."""
+        return jax.nn.logsumexp(self._components(x, t)[0], axis=-1)
+
+
+@pytree
+class PointMass:
+    """Data that is always `point`, of any shape: x0 = point and eps = (x − α·point)/σ, whatever x (batch, …)."""
+
+    sde: SDE
+    point: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.point.shape
+
+    def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
+        x0 = jnp.broadcast_to(self.point, x.shape)
+        mean, std = self.sde.marginal(x0, t)
+        return Denoised(x0, (x - mean) / std)
+
+
+def _normal_log_prob(x: Array, mean: Array, cov: Array) -> Array:
+    factor = jnp.linalg.cholesky(cov)
+    white = jax.scipy.linalg.solve_triangular(factor, (x - mean)[..., None], lower=True)[..., 0]
+    log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)), -1)
+    return -0.5 * (jnp.sum(jnp.square(white), -1) + x.shape[-1] * jnp.log(2 * jnp.pi)) - log_det
+
+
+def _solve_each(cov: Array, x: Array) -> Array:
+    return jnp.linalg.solve(cov, x[..., None])[..., 0]

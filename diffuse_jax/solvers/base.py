@@ -1,0 +1,80 @@
+"""What a solver is, and how two of them make a predictor–corrector."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jax.tree_util import Partial
+
+from diffuse_jax._pytree import pytree, static
+from diffuse_jax.denoiser import Denoiser
+from diffuse_jax.sde import Array
+
+__all__ = ["Noise", "Solver", "predictor_corrector"]
+
+#: The i-th standard normal draw of a step, shaped like x.
+Noise = Callable[[Any], Array]
+
+
+def _no_memory(x: Array, times: Array, denoise: Denoiser) -> tuple[()]:
+    return ()
+
+
+@pytree
+class Solver:
+    """A record of pure functions that takes x from time t to time s < t; a corrector is a step with s = t.
+
+    `step(noise, x, memory, t, s, denoise) -> (x, x_mean, memory)` acts on the whole batch: `noise(i)` is the i-th normal draw of the
+    step, `x_mean` is x without the noise that the step added last, and `memory` is what a multistep method carries from step to step,
+    begun by `init(x, times, denoise) -> memory`. `order` is the order of the error in the step size for a deterministic solver,
+    `weak_order` that of the moments for a stochastic one, `evaluations` the number of calls of `denoise` a step; None where a solver
+    states none. Functions given plainly are compared by identity under jit; numbers bound with `jax.tree_util.Partial` are leaves.
+    """
+
+    step: Callable[[Noise, Array, Any, Array, Array, Denoiser], tuple[Array, Array, Any]]
+    init: Callable[[Array, Array, Denoiser], Any] = _no_memory
+    order: int | None = static(default=None)
+    weak_order: int | None = static(default=None)
+    evaluations: int | None = static(default=None)
+
+    def __post_init__(self) -> None:
+        for name in ("step", "init"):
+            function = getattr(self, name)
+            if callable(function) and not isinstance(function, Partial):
+                object.__setattr__(self, name, Partial(function))
+
+
+def predictor_corrector(predictor: Solver, corrector: Solver) -> Solver:
+    """At every step the corrector at t, then the predictor from t to s: the order of score_sde's sampler (2011.13456, algorithm 1 has the
+    predictor first). x_mean is the predictor's. The two draw from separate streams of noise."""
+
+    evaluations = None
+    if predictor.evaluations is not None and corrector.evaluations is not None:
+        evaluations = predictor.evaluations + corrector.evaluations
+    return Solver(
+        step=Partial(_predictor_corrector_step, predictor, corrector),
+        init=Partial(_predictor_corrector_init, predictor, corrector),
+        evaluations=evaluations,
+    )
+
+
+def _predictor_corrector_init(
+    predictor: Solver, corrector: Solver, x: Array, times: Array, denoise: Denoiser
+) -> tuple[Any, Any]:
+    return predictor.init(x, times, denoise), corrector.init(x, times, denoise)
+
+
+def _predictor_corrector_step(
+    predictor: Solver,
+    corrector: Solver,
+    noise: Noise,
+    x: Array,
+    memory: tuple[Any, Any],
+    t: Array,
+    s: Array,
+    denoise: Denoiser,
+) -> tuple[Array, Array, tuple[Any, Any]]:
+    predictor_memory, corrector_memory = memory
+    # Even draws for one and odd for the other: no need to know how many each takes.
+    x, _, corrector_memory = corrector.step(lambda i: noise(2 * i), x, corrector_memory, t, t, denoise)
+    x, x_mean, predictor_memory = predictor.step(lambda i: noise(2 * i + 1), x, predictor_memory, t, s, denoise)
+    return x, x_mean, (predictor_memory, corrector_memory)

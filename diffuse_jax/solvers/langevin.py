@@ -1,0 +1,74 @@
+"""Langevin correctors: x ← x + ε·score + √(2ε)·z at a fixed time (2011.13456, algorithms 4 and 5; annealed in 1907.05600).
+
+On data N(0, v) the stationary variance of this step is v/(1 − ε/(2v)). The step does not depend on the number of predictor steps: score_sde
+multiplies ε by 1 − β_i for VP, which tends to 1 with the number of steps, and is left out.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from diffuse_jax.denoiser import Denoiser
+from diffuse_jax.sde import Array
+from diffuse_jax.solvers.base import Noise, Solver
+
+__all__ = ["annealed_langevin", "langevin"]
+
+
+def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solver:
+    """`steps` Langevin steps at time t with ε = 2(snr·σ_t)², which depends on the time alone.
+
+    `norm="batch"` is score_sde's rule ε = 2(snr·‖z‖/‖score‖)², its norms averaged over the batch, so that a sample depends on its
+    batch-mates; it serves parity only. The deterministic rule is what score_sde calls annealed Langevin dynamics. Raises ValueError otherwise.
+    """
+    rules: dict[str | None, Callable[..., Array]] = {None: _sigma_rule, "batch": _batch_norm_rule}
+    if norm not in rules:
+        raise ValueError(f"langevin: norm={norm!r} must be None or 'batch'")
+    if steps < 1:
+        raise ValueError(f"langevin: steps={steps} must be at least 1")
+    return Solver(step=Partial(functools.partial(_langevin, rules[norm], steps), snr), evaluations=steps)
+
+
+def annealed_langevin(epsilon: float = 2e-5, sigma_last: float = 0.01, steps: int = 100) -> Solver:
+    """`steps` Langevin steps at time t with ε = epsilon·(σ_t/sigma_last)²: NCSN's rule in its own numbers, sigma_last being the smallest σ of its
+    schedule (1907.05600, algorithm 1, in NCSNv2's convention x + ε·score + √(2ε)·z). It is `langevin` with 2·snr² = epsilon/sigma_last²."""
+    return langevin(snr=jnp.sqrt(epsilon / 2) / sigma_last, steps=steps)
+
+
+def _langevin(
+    rule: Callable[..., Array],
+    steps: int,
+    snr: Array,
+    noise: Noise,
+    x: Array,
+    memory: Any,
+    t: Array,
+    s: Array,
+    denoise: Denoiser,
+) -> tuple[Array, Array, Any]:
+    sigma = denoise.sde.sigma(t)
+
+    def move(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
+        x, _ = carry
+        z = noise(i)
+        score = -denoise(x, t).eps / sigma
+        epsilon = rule(snr, sigma, z, score)
+        x_mean = x + epsilon * score
+        return (x_mean + jnp.sqrt(2 * epsilon) * z, x_mean), None
+
+    # One step needs no loop, and a network in a loop within a loop is slow on CPU.
+    (x, x_mean), _ = jax.lax.scan(move, (x, x), jnp.arange(steps), unroll=steps == 1)
+    return x, x_mean, memory
+
+
+def _sigma_rule(snr: Array, sigma: Array, z: Array, score: Array) -> Array:
+    return 2 * jnp.square(snr * sigma)
+
+
+def _batch_norm_rule(snr: Array, sigma: Array, z: Array, score: Array) -> Array:
+    z_norm, score_norm = (jnp.mean(jnp.linalg.norm(a.reshape(a.shape[0], -1), axis=-1)) for a in (z, score))
+    return 2 * jnp.square(snr * z_norm / score_norm)

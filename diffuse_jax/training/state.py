@@ -1,0 +1,86 @@
+"""The training state, the optimizer and the rate of the moving average (Song et al., 2011.13456, appendix G and H)."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffuse_jax._pytree import pytree
+
+__all__ = ["TrainState", "adam", "create_state", "ema_decay"]
+
+
+@pytree
+class TrainState:
+    """All that a run carries: `step` (int32 scalar, the updates made so far), the raw parameters, their exponential
+    moving average (same tree) and the optimizer's state. There is no random key: randomness follows from the step.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update. The moving average starts as a copy of `params`, in buffers of its own, so
+    that the whole state can be donated."""
+    copy = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, ema=copy, opt_state=optimizer.init(params))
+
+
+def adam(
+    learning_rate: float,
+    *,
+    warmup: int = 0,
+    clip: float | None = None,
+    weight_decay: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba, 1412.6980), with the global norm of the gradient clipped to `clip` before (None or ≤ 0: not
+    clipped) and decoupled weight decay −lr·`weight_decay`·p after (Loshchilov & Hutter, 1711.05101).
+
+    The rate of the update made at step n is `learning_rate`·min(n/`warmup`, 1), counted from n = 0: as published, the
+    first update has rate 0 and only fills the moments. It depends on no total number of steps, so a run can be
+    prolonged. ValueError on a rate ≤ 0, a negative warm-up or a negative decay.
+    """
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate = {learning_rate} must be positive")
+    if warmup < 0 or weight_decay < 0:
+        raise ValueError(f"warmup = {warmup} and weight_decay = {weight_decay} must not be negative")
+    constant = optax.constant_schedule(learning_rate)
+    rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup else constant
+    # Four links with the same states, whatever is switched off: a checkpoint's tree does not depend on the options.
+    return optax.chain(
+        optax.clip_by_global_norm(clip) if clip is not None and clip > 0 else optax.identity(),
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def ema_decay(
+    *, rate: float | None = None, halflife_images: float | None = None, batch_size: int, warmup: bool = False
+) -> Callable[[jax.Array], jax.Array]:
+    """The decay r of ema ← r·ema + (1 − r)·params as a function of the step: `rate` itself, or the rate under which a
+    parameter's weight halves every `halflife_images` images, 0.5^(batch_size/halflife_images); exactly one is given.
+
+    With `warmup` it is min(r, (1 + step)/(10 + step)), so that a young average forgets its random start. ValueError
+    unless 0 ≤ rate < 1, or halflife_images > 0 and batch_size > 0.
+    """
+    if (rate is None) == (halflife_images is None):
+        raise ValueError(f"give exactly one of rate and halflife_images, not {rate=} and {halflife_images=}")
+    if halflife_images is not None and not (halflife_images > 0 and batch_size > 0):
+        raise ValueError(f"{halflife_images=} and {batch_size=} must be positive")
+    limit = rate if rate is not None else 0.5 ** (batch_size / cast(float, halflife_images))
+    if not 0 <= limit < 1:
+        raise ValueError(f"rate = {limit} must lie in [0, 1)")
+
+    def decay(step: jax.Array) -> jax.Array:
+        return jnp.minimum(limit, (1 + step) / (10 + step)) if warmup else jnp.asarray(limit)
+
+    return decay

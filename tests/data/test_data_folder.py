@@ -1,0 +1,145 @@
+"""A folder of one's own images: sizes, modes and crops against Pillow alone, and what happens to broken files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffuse_jax.data import DataError, load_dataset
+from diffuse_jax.data.folder import folder
+
+
+def random_image(mode, size, seed=0):
+    """A smooth random image, so that JPEG and resizing keep most of it."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 4), np.uint8)
+    return Image.fromarray(pixels, "RGBA").resize(size, Image.Resampling.BICUBIC).convert(mode)
+
+
+def central_square(image, size):
+    """Pillow alone: the central square, resized with the Lanczos filter."""
+    side = min(image.size)
+    left, top = (image.size[0] - side) // 2, (image.size[1] - side) // 2
+    return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def everything(path, **options):
+    data = load_dataset(str(path), holdout=0, **options)
+    return data, data.train[np.arange(len(data.train))]
+
+
+def test_images_of_every_mode_size_and_format_are_cropped_and_resized_as_by_pillow(tmp_path):
+    made = [
+        ("a.png", "RGB", (40, 30)),
+        ("b/c.jpg", "RGB", (31, 50)),
+        ("b/d.JPEG", "L", (16, 16)),
+        ("b/e/f.webp", "RGBA", (20, 64)),
+        ("g.bmp", "RGB", (7, 9)),
+        ("h.gif", "P", (33, 32)),
+        ("i.png", "LA", (24, 24)),
+        ("j.png", "1", (24, 30)),
+        ("k.jpg", "CMYK", (30, 24)),
+    ]
+    for i, (name, mode, size) in enumerate(made):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        random_image(mode, size, i).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "._a.png").write_bytes(b"a file manager's leavings")
+    for channels, mode in ((3, "RGB"), (1, "L")):
+        data, rows = everything(tmp_path, image_size=16, channels=channels)
+        assert (data.shape, data.levels, data.num_classes) == ((16, 16, channels), 256, None)
+        for x, (name, _, _) in zip(rows["x"], made, strict=True):
+            expected = np.asarray(central_square(Image.open(tmp_path / name).convert(mode), 16))
+            np.testing.assert_array_equal(x, expected.reshape(16, 16, channels), err_msg=name)
+
+
+def test_shrinking_averages_where_plain_sampling_would_alias(tmp_path):
+    board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(board).save(tmp_path / "board.png")
+    _, rows = everything(tmp_path, image_size=8)
+    assert np.abs(rows["x"].astype(int) - 127.5).max() < 8
+
+
+def test_sixteen_bit_grey_is_scaled_and_a_photograph_is_turned_upright(tmp_path):
+    grey = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    photo = random_image("RGB", (8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned a quarter to the left
+    photo.save(tmp_path / "b.png", exif=exif)
+    _, rows = everything(tmp_path, image_size=8)
+    np.testing.assert_array_equal(rows["x"][0, ..., 0], np.round(grey / 257))
+    np.testing.assert_array_equal(rows["x"][1], np.rot90(np.asarray(photo), -1))
+
+
+@pytest.fixture
+def partly_broken(tmp_path):
+    for i in range(10):
+        random_image("RGB", (32, 32), i).save(tmp_path / f"{i}.jpg", quality=95)
+    whole = (tmp_path / "3.jpg").read_bytes()
+    (tmp_path / "3.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "7.jpg").write_bytes(b"")
+    return tmp_path
+
+
+def test_broken_files_are_all_named_before_anything_is_read(partly_broken):
+    with pytest.raises(DataError, match=r"2 of 10 images .* 3\.jpg, 7\.jpg; .*skip_unreadable=True") as raised:
+        load_dataset(str(partly_broken), image_size=8)
+    assert "\n" not in str(raised.value)
+
+
+def test_broken_files_are_left_out_on_request_with_a_warning(partly_broken):
+    with pytest.warns(UserWarning, match=r"left out: 2 of 10 .*3\.jpg, 7\.jpg"):
+        data, rows = everything(partly_broken, image_size=32, skip_unreadable=True)
+    kept = [np.asarray(Image.open(partly_broken / f"{i}.jpg")) for i in (0, 1, 2, 4, 5, 6, 8, 9)]
+    np.testing.assert_array_equal(rows["x"], kept)
+    assert len(data.train) == 8
+
+
+def test_a_long_list_of_broken_files_is_cut_short(tmp_path):
+    for i in range(8):
+        (tmp_path / f"{i}.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"8 of 8 .* 0\.png, 1\.png, 2\.png, 3\.png, 4\.png, …;"):
+        load_dataset(str(tmp_path), image_size=8)
+    with pytest.raises(DataError, match="8 of 8"):
+        load_dataset(str(tmp_path), image_size=8, skip_unreadable=True)
+
+
+def test_an_empty_folder_a_missing_size_and_a_missing_class_are_refused(tmp_path):
+    with pytest.raises(DataError, match="holds no images"):
+        load_dataset(str(tmp_path), image_size=8)
+    random_image("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="needs image_size"):
+        load_dataset(str(tmp_path))
+    with pytest.raises(DataError, match=r"a\.png is in none"):
+        load_dataset(str(tmp_path), image_size=8, labels=True)
+
+
+def test_an_existing_folder_wins_over_a_name(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    random_image("RGB", (8, 8)).save(tmp_path / "digits" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("digits", image_size=8, holdout=0).shape == (8, 8, 3)
+
+
+def test_folders_are_classes_and_both_parts_together_are_the_whole_folder(tmp_path):
+    for name, shade in (("cat", 10), ("ant", 20), ("bee", 30)):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 8), (shade, i, 0)).save(tmp_path / name / "deep" / f"{i}.png")
+    data = load_dataset(str(tmp_path), image_size=8, labels=True, holdout=0.25)
+    parts = [part[np.arange(len(part))] for part in (data.train, data.test)]
+    assert (data.num_classes, len(data.train), len(data.test)) == (3, 9, 3)
+    seen = {(int(x[0, 0, 0]), int(x[0, 0, 1]), int(y)) for p in parts for x, y in zip(p["x"], p["label"], strict=True)}
+    assert seen == {(shade, i, label) for shade, label in ((20, 0), (30, 1), (10, 2)) for i in range(4)}
+
+
+def test_a_set_too_large_for_memory_is_read_from_its_files_and_a_small_one_is_not(tmp_path):
+    for i in range(3):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    small, large = (folder(tmp_path, image_size=8, holdout=0, cache_bytes=b) for b in (2**20, 100))
+    Image.new("L", (8, 8), 99).save(tmp_path / "2.png")
+    ask = np.array([2, 0, 2])
+    assert small.train[ask]["x"][:, 0, 0, 0].tolist() == [2, 0, 2]
+    assert large.train[ask]["x"][:, 0, 0, 0].tolist() == [99, 0, 99]
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(DataError, match=r"2\.png cannot be read"):
+        large.train[ask]
