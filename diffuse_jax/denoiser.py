@@ -15,7 +15,16 @@ from diffuse_jax._pytree import pytree, static
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE, Array, expand
 
-__all__ = ["Conditioned", "Denoised", "Denoiser", "NetworkDenoiser", "ScoreDenoiser", "from_score", "score_of", "unbind"]
+__all__ = [
+    "Conditioned",
+    "Denoised",
+    "Denoiser",
+    "NetworkDenoiser",
+    "ScoreDenoiser",
+    "from_score",
+    "score_of",
+    "unbind",
+]
 
 
 class Denoised(NamedTuple):

@@ -17,7 +17,15 @@ from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.flow import integrate, velocity
 
-__all__ = ["LogProb", "bits_per_dim", "dequantize", "exact_trace", "hutchinson_trace", "log_prob", "nats_to_bits_per_dim"]
+__all__ = [
+    "LogProb",
+    "bits_per_dim",
+    "dequantize",
+    "exact_trace",
+    "hutchinson_trace",
+    "log_prob",
+    "nats_to_bits_per_dim",
+]
 
 Field = Callable[[Array], Array]
 
@@ -34,7 +42,9 @@ def exact_trace(field: Field, x: Array, probe: Array) -> tuple[Array, Array]:
     """field(x) and its exact divergence at one sample x, from as many derivatives as x has entries; the probe is not used."""
     value, derivative = jax.linearize(field, x)
     basis = jnp.eye(x.size, dtype=x.dtype)
-    diagonal = jax.lax.map(lambda e: jnp.sum(e * derivative(e.reshape(x.shape)).ravel()), basis, batch_size=min(x.size, 64))
+    diagonal = jax.lax.map(
+        lambda e: jnp.sum(e * derivative(e.reshape(x.shape)).ravel()), basis, batch_size=min(x.size, 64)
+    )
     return value, jnp.sum(diagonal)
 
 
@@ -92,7 +102,9 @@ def dequantize(x: Array, u: Array, *, levels: int = 256, range: tuple[float, flo
     return low + (high - low) * (k + u) / levels
 
 
-def nats_to_bits_per_dim(log_prob: Array, dims: int, *, levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)) -> Array:
+def nats_to_bits_per_dim(
+    log_prob: Array, dims: int, *, levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)
+) -> Array:
     """Bits a dimension of data with `levels` values, given the log density of the data dequantized over `range`.
 
     −log p/(dims·ln 2) + log2(levels/(hi − lo)): an offset of 7 for 256 levels in [−1, 1], of 8 for [0, 1].

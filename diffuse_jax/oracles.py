@@ -78,7 +78,9 @@ class Mixture:
         variance = jnp.square(alpha * self.stds[:, None]) + jnp.square(sigma)
         offset = x[:, None, :] - alpha * self.means
         dims = x.shape[-1]
-        log_density = -0.5 * (jnp.sum(jnp.square(offset) / variance, -1) + dims * jnp.log(2 * jnp.pi * variance[..., 0]))
+        log_density = -0.5 * (
+            jnp.sum(jnp.square(offset) / variance, -1) + dims * jnp.log(2 * jnp.pi * variance[..., 0])
+        )
         return jnp.log(self.weights) + log_density, offset, variance
 
     def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:

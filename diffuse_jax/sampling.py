@@ -61,7 +61,9 @@ def prior_sample(keys: Array, denoise: Denoiser, shape: tuple[int, ...] | None =
     """
     shape = getattr(denoise, "shape", None) if shape is None else shape
     if shape is None:
-        raise ValueError("the shape of one sample is unknown: give prior_sample(keys, denoise, shape) as x, or a denoiser with a `shape`")
+        raise ValueError(
+            "the shape of one sample is unknown: give prior_sample(keys, denoise, shape) as x, or a denoiser with a `shape`"
+        )
     return denoise.sde.prior_std() * keyed_noise(keys, 0, jnp.zeros((keys.shape[0], *shape)))(0)
 
 

@@ -69,8 +69,8 @@ class SDE:
     def inverse_log_snr(self, log_snr: Any) -> Array:
         """The time at which log_snr(t) is the given value, clamped to [0, T].
 
-        Bisection to the resolution of the floating-point type, then one Newton step, which carries the derivatives
-        (with respect to the value, and to the parameters of the process) of the implicit function.
+        Bisection to the resolution of the floating-point type, then a Newton step of value zero, which carries the first
+        derivatives (with respect to the value, and to the parameters of the process) of the implicit function.
         """
         value = jnp.asarray(log_snr, jnp.result_type(log_snr, jnp.float32))
 
@@ -85,11 +85,11 @@ class SDE:
         bracket = (jnp.zeros_like(value), jnp.full_like(value, self.T))
         low, high = jax.lax.fori_loop(0, halvings, halve, bracket)
         root = jax.lax.stop_gradient(0.5 * (low + high))
-        inside = (root > 0) & (root < self.T)
-        safe = jnp.where(inside, root, 0.5 * self.T)
-        slope = jax.lax.stop_gradient(_time_derivative(self.log_snr, safe))
-        newton = root - (self.log_snr(safe) - value) / slope
-        return jnp.where(inside & jnp.isfinite(newton), jnp.clip(newton, low, high), root)
+        slope = jax.lax.stop_gradient(_time_derivative(self.log_snr, root))
+        # Newton's step itself would add rounding errors of log_snr to a root that is as good as floats can tell.
+        newton = (value - self.log_snr(root)) / slope
+        late, early = value <= self.log_snr(self.T), value >= self.log_snr(0.0)
+        return jnp.select([late, early], [self.T, 0.0], root + newton - jax.lax.stop_gradient(newton))
 
     def f(self, t: Any) -> Array:
         """The drift's coefficient d log α/dt."""
@@ -180,7 +180,8 @@ class VP(_LinearBeta):
         return 0.5 * jnp.log(-jnp.expm1(-self.integrated_beta(t)))
 
     def inverse_log_snr(self, log_snr: Any) -> Array:
-        return self.time_of_integrated_beta(jax.nn.softplus(-jnp.asarray(log_snr)))
+        value = jnp.maximum(log_snr, self.log_snr(self.T))
+        return self.time_of_integrated_beta(jax.nn.softplus(-value))
 
     def g2(self, t: Any) -> Array:
         return self.beta(t)
@@ -195,7 +196,8 @@ class SubVP(_LinearBeta):
 
     def inverse_log_snr(self, log_snr: Any) -> Array:
         # α/σ = e^{−B/2}/(1 − e^{−B}) = 1/(2 sinh(B/2))
-        return self.time_of_integrated_beta(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * jnp.asarray(log_snr))))
+        value = jnp.maximum(log_snr, self.log_snr(self.T))
+        return self.time_of_integrated_beta(2 * jnp.arcsinh(0.5 * jnp.exp(-0.5 * value)))
 
     def g2(self, t: Any) -> Array:
         return -self.beta(t) * jnp.expm1(-2 * self.integrated_beta(t))

@@ -26,5 +26,7 @@ def _stop(sde: SDE, n: int, t_min: float | None) -> float:
     if n < 1:
         raise ValueError(f"a time grid needs at least 1 step, not n={n}")
     if not 0 < stop < sde.T:
-        raise ValueError(f"t_min={stop} must lie between 0 and T={sde.T}: at t = 0 the score of a noiseless process is infinite")
+        raise ValueError(
+            f"t_min={stop} must lie between 0 and T={sde.T}: at t = 0 the score of a noiseless process is infinite"
+        )
     return stop

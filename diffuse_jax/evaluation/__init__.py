@@ -1,6 +1,7 @@
-"""Evaluation: distances between sets of images, a check for copies, and pictures."""
+"""Evaluation: samples, held-out loss and likelihood, distances between sets of images, a check for copies, and pictures."""
 
 from diffuse_jax.evaluation.digits import digits_report
+from diffuse_jax.evaluation.draw import Drawn, Sampler
 from diffuse_jax.evaluation.frechet import (
     PCAFeatures,
     Statistics,
@@ -9,11 +10,16 @@ from diffuse_jax.evaluation.frechet import (
     frechet_ratio,
     statistics,
 )
+from diffuse_jax.evaluation.heldout import HeldoutLoss, Likelihoods, likelihoods, mean_and_error
 from diffuse_jax.evaluation.neighbours import fraction_nearer, nearest_distances
 from diffuse_jax.evaluation.pictures import image_grid, save_gif, save_png, scatter_picture
 
 __all__ = [
+    "Drawn",
+    "HeldoutLoss",
+    "Likelihoods",
     "PCAFeatures",
+    "Sampler",
     "Statistics",
     "digits_report",
     "fraction_nearer",
@@ -21,6 +27,8 @@ __all__ = [
     "frechet_distance",
     "frechet_ratio",
     "image_grid",
+    "likelihoods",
+    "mean_and_error",
     "nearest_distances",
     "save_gif",
     "save_png",

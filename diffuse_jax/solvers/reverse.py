@@ -63,9 +63,7 @@ def _beta_std(sde: SDE, t: Array, s: Array) -> Array:
     return sde.transition(s, t)[1]
 
 
-def _ancestral(
-    std: Partial, noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser
-) -> Step:
+def _ancestral(std: Partial, noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser) -> Step:
     sde = denoise.sde
     x0, eps = denoise(x, t)
     # The same mean in terms of both members, which does not cancel: √(σ_s² − posterior variance) = σ_s·exp((log_snr_t − log_snr_s)/2).

@@ -1,0 +1,129 @@
+"""The command line: diffuse-jax train | sample | evaluate | likelihood | list."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+__all__ = ["main"]
+
+_DESCRIPTION = "Train diffusion models and draw from them. One experiment file drives every command."
+
+_EPILOG = """\
+A run lives in its --workdir: config.json, checkpoints/, metrics.jsonl, tensorboard/, grids/ and what the other commands
+write. The same train command again goes on from the last checkpoint, after a kill too.
+
+Any field of an experiment can be given as --config.section.field=value; `train --dry_run` prints them all.
+
+  diffuse-jax train --config=digits --workdir=runs/digits
+  diffuse-jax sample --workdir=runs/digits --num=100 --solver=heun --steps=20
+  diffuse-jax evaluate --workdir=runs/digits
+  diffuse-jax train --config=digits --workdir=runs/mine --config.data.source=path/to/images --config.data.image_size=32
+"""
+
+_COMMANDS = {
+    "train": "Train an experiment, or go on with it; ends by drawing a grid of samples.",
+    "sample": "Draw samples of a trained run into samples.npz and samples.png.",
+    "evaluate": "Held-out loss, bits/dim and Fréchet distance of a trained run, as a table and evaluation.json.",
+    "likelihood": "log p and bits/dim of each held-out image, into likelihood.npz and likelihood.json.",
+    "list": "The built-in experiments.",
+}
+
+_SOLVERS = """\
+solvers: euler_maruyama, reverse_diffusion, ancestral, ddpm (stochastic); ddim, heun, adaptive (probability flow; ddim takes
+--config.sampling.eta). A corrector follows a plus: reverse_diffusion+langevin (short: pc), or +batch_langevin, +annealed_langevin.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="diffuse-jax", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
+    made = {}
+    for name, text in _COMMANDS.items():
+        epilog = _SOLVERS if name in ("sample", "evaluate") else None
+        made[name] = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
+        )
+    for name in ("train", "sample", "evaluate", "likelihood"):
+        made[name].add_argument(
+            "--config",
+            default="digits" if name == "train" else None,
+            help="an experiment: a file, or the name of a built-in one (default: "
+            + ("digits)" if name == "train" else "that of the run)"),
+        )
+        made[name].add_argument("--workdir", help="the folder of the run (default: runs/NAME of --config)")
+    made["train"].add_argument(
+        "--dry_run", action="store_true", help="print the resolved config, parameter count and memory, and stop"
+    )
+    for name in ("sample", "evaluate", "likelihood"):
+        made[name].add_argument("--checkpoint", type=int, metavar="STEP", help="the step to load (default: the latest)")
+        made[name].add_argument("--seed", type=int, default=0, help="the seed of what is random (default: 0)")
+        what = "held-out rows" if name == "likelihood" else "samples"
+        made[name].add_argument("--num", type=_positive, metavar="N", help=f"how many {what} (default: the config's)")
+    for name in ("sample", "evaluate"):
+        made[name].add_argument("--solver", help="the solver (default: config.sampling.solver)")
+        made[name].add_argument("--steps", type=_positive, help="its steps (default: config.sampling.steps)")
+    made["sample"].add_argument("--label", type=int, metavar="K", help="the class to draw (class-conditional runs)")
+    made["sample"].add_argument(
+        "--trajectory", action="store_true", help="also write trajectory.gif, an animation of the denoising"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
+
+
+def _joined(overrides: Sequence[str]) -> list[str]:
+    """["--config.a.b", "1"] as ["--config.a.b=1"]: both spellings are accepted."""
+    joined: list[str] = []
+    for argument in overrides:
+        if joined and not argument.startswith("--") and joined[-1].startswith("--config.") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 2 for bad input (one line on stderr), 1 for a run that diverged."""
+    args, overrides = _parser().parse_known_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _keep_compilations()
+    from diffuse_jax.checkpoints import CheckpointError
+    from diffuse_jax.cli import commands
+    from diffuse_jax.config import ConfigError
+    from diffuse_jax.data import DataError
+
+    try:
+        return int(getattr(commands, args.command)(args, _joined(overrides)))
+    except (ConfigError, DataError, CheckpointError, OSError) as error:
+        print(f"diffuse-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"diffuse-jax: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _keep_compilations() -> None:
+    """JAX's persistent compilation cache, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(home) / "diffuse_jax"))

@@ -1,0 +1,139 @@
+"""diffuse-jax evaluate and diffuse-jax likelihood."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from diffuse_jax.checkpoints import write_json_atomic
+from diffuse_jax.cli.run import TrainedRun, free_name, open_run, sampler, to_data
+from diffuse_jax.cli.sample import class_labels
+from diffuse_jax.config import ConfigError, load_data
+from diffuse_jax.config.solvers import choose
+from diffuse_jax.data import DataError, Dataset
+from diffuse_jax.evaluation import HeldoutLoss, Likelihoods, PCAFeatures, frechet_between, likelihoods, mean_and_error
+from diffuse_jax.evaluation.pictures import written_atomically
+from diffuse_jax.likelihood import exact_trace, hutchinson_trace
+
+_TRACES = {"exact": exact_trace, "hutchinson": hutchinson_trace}
+_PCA_ROWS = 10_000
+
+
+def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Prints a table of held-out loss, bits/dim and Fréchet distance, and writes it as evaluation.json under the workdir."""
+    run = open_run(args, overrides)
+    dataset = _with_test_part(run)
+    config = run.experiment.config
+    loss, loss_error = mean_and_error(
+        HeldoutLoss(
+            run.experiment.heldout_loss,
+            dataset.test,
+            config.evaluation.num_loss,
+            seed=args.seed,
+            mesh=run.mesh,
+            batch_size=config.training.batch_size,
+        )(run.denoise.params)
+    )
+    found = _likelihoods(run, dataset, config.evaluation.num_likelihood, args.seed)
+    bits, bits_error = mean_and_error(found.bits_per_dim)
+    n = args.num or config.evaluation.num_samples
+    drawn = sampler(run.experiment, run.mesh)(
+        run.denoise, seed=args.seed, n=n, labels=class_labels(run, n, None), progress="samples"
+    )
+    distance, space, reference = _frechet(run, dataset, to_data(run.experiment, drawn.x))
+    rows: dict[str, Any] = {
+        "checkpoint": run.step,
+        "heldout_loss": loss,
+        "heldout_loss_error": loss_error,
+        "heldout_rows": min(config.evaluation.num_loss, len(dataset.test)),
+        "bits_per_dim": bits,
+        "bits_per_dim_error": bits_error,
+        "likelihood_rows": len(found.bits_per_dim),
+        "likelihood_evaluations": float(found.evaluations.mean()),
+        "frechet_distance": distance,
+        "frechet_space": space,
+        "frechet_samples": n,
+        "frechet_heldout": reference,
+        "solver": run.experiment.plan.name,
+        "steps": config.sampling.steps,
+        "evaluations": float(drawn.evaluations.mean()),
+        "seed": args.seed,
+    }
+    path = free_name(run.workdir / "evaluation.json")
+    write_json_atomic(path, rows)
+    print("\n".join(f"{name:24} {_text(value)}" for name, value in rows.items()))
+    print(f"written to {path}")
+    return 0
+
+
+def likelihood(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Writes log p (nats) and bits/dim of each held-out row as likelihood.npz, and their means as likelihood.json."""
+    run = open_run(args, overrides)
+    dataset = _with_test_part(run)
+    found = _likelihoods(run, dataset, args.num or len(dataset.test), args.seed)
+    bits, error = mean_and_error(found.bits_per_dim)
+    arrays, table = free_name(run.workdir / "likelihood.npz"), free_name(run.workdir / "likelihood.json")
+    with written_atomically(arrays) as file:
+        np.savez(file, **found._asdict())
+    write_json_atomic(
+        table,
+        {
+            "checkpoint": run.step,
+            "rows": len(found.bits_per_dim),
+            "log_prob": float(found.log_prob.mean()),
+            "bits_per_dim": bits,
+            "bits_per_dim_error": error,
+            "evaluations": float(found.evaluations.mean()),
+            "trace": run.experiment.config.evaluation.trace,
+            "seed": args.seed,
+            "each": {"log_prob": found.log_prob.tolist(), "bits_per_dim": found.bits_per_dim.tolist()},
+        },
+    )
+    print(f"{bits:.4f} ± {error:.4f} bits/dim over {len(found.bits_per_dim)} held-out rows, step {run.step}")
+    print(f"  {arrays}\n  {table}")
+    return 0
+
+
+def _with_test_part(run: TrainedRun) -> Dataset:
+    dataset = load_data(run.experiment.config)
+    if len(dataset.test) == 0:
+        raise DataError(f"{dataset.name} has no held-out rows: train with config.data.holdout above 0")
+    return dataset
+
+
+def _likelihoods(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> Likelihoods:
+    config = run.experiment.config
+    if n < 1:
+        raise ConfigError(f"config.evaluation.num_likelihood={n} must be at least 1")
+    return likelihoods(
+        run.denoise,
+        dataset.test,
+        min(n, len(dataset.test)),
+        seed=seed,
+        levels=run.experiment.data.levels,
+        centered=config.data.centered,
+        trace=choose(_TRACES, config.evaluation.trace, "evaluation.trace"),
+        t_min=config.loss.t_min,
+        rtol=config.evaluation.rtol,
+        atol=config.evaluation.atol,
+        mesh=run.mesh,
+        batch_size=config.sampling.batch_size,
+        progress="likelihoods",
+    )
+
+
+def _frechet(run: TrainedRun, dataset: Dataset, samples: np.ndarray) -> tuple[float, str, int]:
+    """The distance between samples and held-out rows, the feature space in words, and the number of held-out rows."""
+    index = np.arange(min(len(dataset.test), _PCA_ROWS))
+    heldout = dataset.test[index]["x"]
+    if samples.ndim == 2:
+        return frechet_between(lambda x: np.asarray(x, np.float64), samples, heldout), "coordinates", len(heldout)
+    rows = dataset.train[np.arange(min(len(dataset.train), _PCA_ROWS))]["x"]
+    features = PCAFeatures.fit(rows, dims=run.experiment.config.evaluation.pca_dims)
+    space = f"{features.components.shape[-1]} principal components of {len(rows)} training images, pixels in [0, 1]"
+    return frechet_between(features, samples, heldout), space, len(heldout)
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

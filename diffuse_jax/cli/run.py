@@ -1,0 +1,89 @@
+"""What the commands share: the run that they work on, its denoiser, its samplers, and where files go."""
+
+import argparse
+import os
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffuse_jax.config import ConfigError, Experiment, build, describe, override, read
+from diffuse_jax.config.run import check_fits, read_run, restore
+from diffuse_jax.data import to_uint8
+from diffuse_jax.denoiser import NetworkDenoiser
+from diffuse_jax.evaluation import Sampler, image_grid, scatter_picture
+from diffuse_jax.training import make_mesh
+
+__all__ = ["TrainedRun", "free_name", "open_run", "picture", "sampler", "to_data", "workdir_of"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with the averaged parameters of one of its checkpoints."""
+
+    workdir: pathlib.Path
+    experiment: Experiment
+    denoise: NetworkDenoiser
+    step: int
+    mesh: Mesh
+
+
+def workdir_of(args: argparse.Namespace) -> pathlib.Path:
+    """--workdir, or runs/NAME for --config=NAME."""
+    if args.workdir:
+        return pathlib.Path(args.workdir)
+    if not args.config:
+        raise ConfigError("--workdir is missing: give the folder of a run, or --config=NAME for runs/NAME")
+    return pathlib.Path("runs") / os.path.basename(args.config.partition(":")[0]).removesuffix(".py")
+
+
+def open_run(args: argparse.Namespace, overrides: Sequence[str]) -> TrainedRun:
+    """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is refused."""
+    workdir = workdir_of(args)
+    stored, data = read_run(workdir)
+    config = override(stored, overrides) if args.config is None else read(args.config, overrides)
+    check_fits(config, describe(config) if args.config else data, workdir)
+    _take(config, args)
+    experiment = build(config, data)
+    params, step = restore(experiment, workdir, args.checkpoint)
+    return TrainedRun(workdir, experiment, experiment.denoiser(params), step, make_mesh())
+
+
+def _take(config: ConfigDict, args: argparse.Namespace) -> None:
+    for name in ("solver", "steps"):
+        if getattr(args, name, None) is not None:
+            config.sampling[name] = getattr(args, name)
+
+
+def sampler(experiment: Experiment, mesh: Mesh) -> Sampler:
+    """The sampler of `config.sampling`."""
+    plan = experiment.plan
+    return Sampler(plan.solver, plan.times, plan.finish, mesh=mesh, batch_size=experiment.config.sampling.batch_size)
+
+
+def to_data(experiment: Experiment, x: Any) -> np.ndarray:
+    """Samples in the model's range as the data are: uint8 images (the nearest grey level), or float32 vectors."""
+    if len(experiment.data.shape) == 1:
+        return np.asarray(x, np.float32)
+    return np.asarray(to_uint8(jax.numpy.asarray(x), centered=experiment.config.data.centered))
+
+
+def picture(samples: np.ndarray) -> np.ndarray:
+    """Samples as one picture: a grid of images; a histogram of points in the plane, or of the first two coordinates."""
+    return image_grid(samples) if samples.ndim == 4 else scatter_picture(samples[:, :2])
+
+
+def free_name(path: pathlib.Path) -> pathlib.Path:
+    """`path`, after a file of that name has been moved aside to name.1, name.2, … and that been said."""
+    if path.exists():
+        number = 1
+        while (aside := path.with_stem(f"{path.stem}.{number}")).exists():
+            number += 1
+        path.rename(aside)
+        print(f"kept the earlier {path.name} as {aside.name}")
+    return path

@@ -1,0 +1,75 @@
+"""diffuse-jax sample."""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffuse_jax.checkpoints import write_json_atomic
+from diffuse_jax.cli.run import TrainedRun, free_name, open_run, picture, sampler, to_data
+from diffuse_jax.config import ConfigError
+from diffuse_jax.evaluation import save_gif, save_png
+from diffuse_jax.evaluation.pictures import written_atomically
+from diffuse_jax.sde import SDE
+
+_FRAMES = 40
+_ANIMATED = 64
+
+
+def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Draws samples 0 … N − 1 of a seed into samples.npz, samples.png and samples.json under the workdir."""
+    run = open_run(args, overrides)
+    config = run.experiment.config.sampling
+    n = args.num or config.num
+    labels = class_labels(run, n, args.label)
+    draw = sampler(run.experiment, run.mesh)
+    drawn = draw(run.denoise, seed=args.seed, n=n, labels=labels, progress="samples")
+    samples = to_data(run.experiment, drawn.x)
+    arrays = {"samples": samples} if labels is None else {"samples": samples, "labels": labels}
+    written = [free_name(run.workdir / name) for name in ("samples.npz", "samples.png", "samples.json")]
+    with written_atomically(written[0]) as file:
+        np.savez(file, **arrays)
+    save_png(picture(samples), written[1])
+    facts = {
+        "checkpoint": run.step,
+        "solver": run.experiment.plan.name,
+        "steps": config.steps,
+        "evaluations": float(drawn.evaluations.mean()),
+        "seed": args.seed,
+        "num": n,
+        "label": args.label,
+    }
+    write_json_atomic(written[2], facts)
+    if args.trajectory:
+        few = min(n, _ANIMATED) if samples.ndim == 4 else n
+        path = draw(run.denoise, seed=args.seed, n=few, labels=labels, path=True, progress="trajectory").path
+        assert path is not None  # asked for in the line above
+        written.append(free_name(run.workdir / "trajectory.gif"))
+        save_gif(_frames(run, path, samples[:few]), written[-1])
+    print(f"{n} samples of step {run.step}, {facts['solver']} with {facts['evaluations']:g} evaluations each:")
+    print("\n".join(f"  {path}" for path in written))
+    return 0
+
+
+def class_labels(run: TrainedRun, n: int, label: int | None) -> np.ndarray | None:
+    """The classes of n samples: `label`, or all in turn, or None for a run without classes, of which no label can be asked."""
+    classes = run.experiment.data.num_classes
+    if classes is None:
+        if label is not None:
+            raise ConfigError(f"--label={label}: {run.workdir} was trained without labels (config.data.labels)")
+        return None
+    if label is not None and not 0 <= label < classes:
+        raise ConfigError(f"--label={label} must be one of 0 … {classes - 1}")
+    return np.full(n, label, np.int32) if label is not None else np.arange(n, dtype=np.int32) % classes
+
+
+def _frames(run: TrainedRun, path: np.ndarray, last: np.ndarray) -> list[np.ndarray]:
+    """Pictures of a path (n, N + 1, …), brought to the size of the data at every time, ending with the samples."""
+    times = run.experiment.plan.times
+    chosen = np.unique(np.linspace(0, len(times) - 1, _FRAMES).round().astype(int))
+    frames = [picture(to_data(run.experiment, path[:, k] * _scale(run.experiment.sde, times[k]))) for k in chosen]
+    return [*frames, *[picture(last)] * 10]
+
+
+def _scale(sde: SDE, t: float) -> float:
+    return float(1 / np.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2))

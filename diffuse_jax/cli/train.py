@@ -1,0 +1,183 @@
+"""diffuse-jax train."""
+
+import argparse
+import functools
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffuse_jax.checkpoints import Checkpoints
+from diffuse_jax.cli.run import picture, sampler, to_data, workdir_of
+from diffuse_jax.config import ConfigError, Experiment, build, describe, load_data, read
+from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, write_run
+from diffuse_jax.data import Batches, Dataset, prefetch
+from diffuse_jax.evaluation import HeldoutLoss, mean_and_error, save_png
+from diffuse_jax.nets import param_count
+from diffuse_jax.training import Callback, TrainState, check_batch, fit, make_mesh, replicated, train_step
+
+
+def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Trains an experiment in its workdir, from its last checkpoint where there is one."""
+    config = read(args.config, overrides)
+    mesh = make_mesh()
+    try:
+        check_batch(config.training.batch_size, mesh.size)
+    except ValueError as error:
+        raise ConfigError(f"config.training.{error}") from error
+    _check_cadences(config)
+    if args.dry_run:
+        return _dry_run(config)
+    dataset = load_data(config)
+    experiment = build(config, describe(config, dataset))
+    workdir = workdir_of(args)
+    if is_run(workdir):
+        check_fits(config, experiment.data, workdir)
+    else:
+        workdir.mkdir(parents=True, exist_ok=True)
+    write_run(workdir, config, experiment.data)
+    with Checkpoints(
+        workdir / CHECKPOINTS, keep=config.training.keep, keep_every=config.training.keep_every or None
+    ) as kept:
+        return _run(experiment, dataset, workdir, kept, mesh)
+
+
+def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: Checkpoints, mesh: Mesh) -> int:
+    config = experiment.config
+    state = _start(experiment, kept, mesh)
+    start, steps = int(state.step), config.training.steps
+    if start > steps:
+        raise ConfigError(
+            f"config.training.steps={steps}, but --workdir={workdir} is at step {start} already: give more"
+        )
+    print(f"{'going on from' if start else 'training from'} step {start} to {steps} in {workdir}", file=sys.stderr)
+    batches = Batches(dataset.train, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
+    draw_grid = _grid_drawer(experiment, workdir, mesh)
+    outcome = fit(
+        state,
+        functools.partial(
+            train_step,
+            loss=experiment.loss,
+            optimizer=experiment.optimizer,
+            ema=experiment.ema,
+            key=experiment.key,
+        ),
+        lambda first, count: prefetch(batches, first, steps, count=count),
+        steps=steps,
+        mesh=mesh,
+        checkpoints=kept,
+        workdir=workdir,
+        steps_per_call=config.training.steps_per_call,
+        log_every=config.training.log_every,
+        checkpoint_every=config.training.checkpoint_every,
+        callbacks=_callbacks(experiment, dataset, mesh, draw_grid),
+    )
+    step = int(outcome.state.step)
+    if outcome.interrupted:
+        print(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")
+        return 130
+    grid = draw_grid(outcome.state, step)
+    print(
+        f"trained to step {step}\n"
+        f"  samples      {grid}\n"
+        f"  checkpoints  {workdir / CHECKPOINTS} (steps {', '.join(map(str, kept.steps()))})\n"
+        f"  metrics      {workdir / 'metrics.jsonl'}, and tensorboard --logdir {workdir / 'tensorboard'}\n"
+        f"next: diffuse-jax sample --workdir={workdir}, diffuse-jax evaluate --workdir={workdir}"
+    )
+    return 0
+
+
+def _start(experiment: Experiment, kept: Checkpoints, mesh: Mesh) -> TrainState:
+    if kept.latest_step() is not None:
+        return kept.restore(jax.eval_shape(experiment.create_state), sharding=replicated(mesh))
+    # Hundreds of small random kernels that run once: on a CPU, optimizing them takes longer than running them.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return jax.jit(experiment.create_state, out_shardings=replicated(mesh), compiler_options=quick)()
+
+
+def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh):
+    """(state, step) -> the file of a grid of samples of the averaged parameters."""
+    draw = sampler(experiment, mesh)
+    config, classes = experiment.config, experiment.data.num_classes
+    labels = None if classes is None else np.arange(config.sampling.num, dtype=np.int32) % classes
+
+    def draw_grid(state: TrainState, step: int) -> pathlib.Path:
+        samples = draw(experiment.denoiser(state.ema), seed=config.seed, n=config.sampling.num, labels=labels)
+        path = workdir / "grids" / f"step_{step:08d}.png"
+        save_png(picture(to_data(experiment, samples.x)), path)
+        return path
+
+    return draw_grid
+
+
+def _callbacks(experiment: Experiment, dataset: Dataset, mesh: Mesh, draw_grid) -> list[Callback]:
+    config = experiment.config
+    callbacks = []
+    if config.training.evaluate_every and len(dataset.test):
+        heldout = HeldoutLoss(
+            experiment.heldout_loss,
+            dataset.test,
+            config.evaluation.num_loss,
+            seed=config.seed,
+            mesh=mesh,
+            batch_size=config.training.batch_size,
+        )
+
+        def heldout_loss(state: TrainState, step: int) -> Mapping[str, float]:
+            return {"heldout_loss": mean_and_error(heldout(state.ema))[0]}
+
+        callbacks.append(Callback(config.training.evaluate_every, heldout_loss))
+    if config.training.sample_every:
+
+        def grid(state: TrainState, step: int) -> Mapping[str, float]:
+            # The last grid is drawn, and named, at the end of the run.
+            if step < config.training.steps:
+                draw_grid(state, step)
+            return {}
+
+        callbacks.append(Callback(config.training.sample_every, grid))
+    return callbacks
+
+
+def _check_cadences(config: ConfigDict) -> None:
+    k = config.training.steps_per_call
+    if k < 1:
+        raise ConfigError(f"config.training.steps_per_call={k} must be at least 1")
+    for name in ("steps", "log_every", "checkpoint_every", "evaluate_every", "sample_every"):
+        value = config.training[name]
+        least = 0 if name in ("evaluate_every", "sample_every") else 1
+        if value < least or value % k:
+            raise ConfigError(
+                f"config.training.{name}={value} must be a multiple of steps_per_call={k}, at least {least}"
+            )
+    for name, least in (("keep", 1), ("keep_every", 0)):
+        if config.training[name] < least:
+            raise ConfigError(f"config.training.{name}={config.training[name]} must be at least {least}")
+
+
+def _dry_run(config: ConfigDict) -> int:
+    """Prints what would be trained; reads the data only where the config does not say their shape, and writes nothing."""
+    experiment = build(config)
+    state = jax.eval_shape(experiment.create_state)
+    print(json.dumps(config.to_dict(), indent=2, default=str))
+    shape = experiment.data.shape
+    batch = config.training.batch_size * math.prod(shape) * 4
+    print(f"data         {config.data.source}, rows of shape {shape}")
+    print(f"parameters   {param_count(experiment.params):,}")
+    print(
+        f"state        {_size(state)} on each device: parameters, their average, optimizer; as much again for gradients at most"
+    )
+    print(
+        f"batch        {batch / 2**20:.1f} MiB in float32, over {jax.device_count()} devices; activations come on top"
+    )
+    return 0
+
+
+def _size(tree) -> str:
+    return f"{sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20:.1f} MiB"

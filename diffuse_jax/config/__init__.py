@@ -1,0 +1,25 @@
+"""Experiment files as objects: the one room that knows both ml_collections and the library."""
+
+from diffuse_jax.config.build import DataInfo, Experiment, build, describe, load_data
+from diffuse_jax.config.files import ConfigError, experiments, override, read, resolve
+from diffuse_jax.config.run import load
+from diffuse_jax.config.schema import base, network
+from diffuse_jax.config.solvers import SamplingPlan, sampling_plan
+
+__all__ = [
+    "ConfigError",
+    "DataInfo",
+    "Experiment",
+    "SamplingPlan",
+    "base",
+    "build",
+    "describe",
+    "experiments",
+    "load",
+    "load_data",
+    "network",
+    "override",
+    "read",
+    "resolve",
+    "sampling_plan",
+]

@@ -1,0 +1,206 @@
+"""From an experiment's fields to objects: the only place that knows both."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from diffuse_jax import losses, parameterizations
+from diffuse_jax.config.files import ConfigError
+from diffuse_jax.config.schema import NETWORKS
+from diffuse_jax.config.solvers import SamplingPlan, choose, sampling_plan
+from diffuse_jax.data import Dataset, load_dataset
+from diffuse_jax.denoiser import NetworkDenoiser
+from diffuse_jax.nets import LinenNet
+from diffuse_jax.parameterizations import Parameterization
+from diffuse_jax.sde import SDE, VE, VP, SubVP
+from diffuse_jax.training import TrainState, adam, create_state, ema_decay
+from diffuse_jax.training.objective import objective
+from diffuse_jax.training.step import Loss
+
+__all__ = ["DataInfo", "Experiment", "build", "describe", "load_data"]
+
+_PROCESSES: dict[str, Callable[[ConfigDict], SDE]] = {
+    "vp": lambda c: VP(beta_min=c.beta_min, beta_max=c.beta_max),
+    "subvp": lambda c: SubVP(beta_min=c.beta_min, beta_max=c.beta_max),
+    "ve": lambda c: VE(sigma_min=c.sigma_min, sigma_max=c.sigma_max),
+}
+_PARAMETERIZATIONS = {
+    "noise": parameterizations.noise,
+    "x0": parameterizations.x0,
+    "v": parameterizations.v,
+    "score": parameterizations.score,
+}
+_LABELS = {
+    "t": parameterizations.label_t,
+    "999t": parameterizations.label_999t,
+    "sigma": parameterizations.label_sigma,
+}
+_WEIGHTS = {"sigma2": losses.sigma_squared, "g2": losses.g_squared}
+_TIMES = {"uniform": losses.uniform_times, "importance": losses.importance_times}
+_REDUCTIONS = {"mean": False, "half_sum": True}
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a network must know of its data: the shape of one row, its grey levels (None: continuous), its classes."""
+
+    shape: tuple[int, ...]
+    levels: int | None
+    num_classes: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A config as objects. `params` holds the shapes of the network's parameters; `heldout_loss` is `loss` without flips."""
+
+    config: ConfigDict
+    data: DataInfo
+    sde: SDE
+    net: LinenNet
+    parameterization: Parameterization
+    params: Any
+    loss: Loss
+    heldout_loss: Loss
+    optimizer: optax.GradientTransformation
+    ema: Callable[[jax.Array], jax.Array]
+    plan: SamplingPlan
+
+    def denoiser(self, params: Any) -> NetworkDenoiser:
+        return NetworkDenoiser(self.sde, params, self.net, self.parameterization, self.data.shape)
+
+    def create_state(self) -> TrainState:
+        """The state at step 0, a function of the seed."""
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
+        return create_state(self.net.init(key, self.data.shape), self.optimizer)
+
+    @property
+    def key(self) -> jax.Array:
+        """The key of all that is random in training."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), 1)
+
+
+def load_data(config: ConfigDict) -> Dataset:
+    """The data set of `config.data`; DataError where it cannot be had."""
+    c = config.data
+    return load_dataset(
+        c.source,
+        image_size=c.image_size,
+        channels=c.channels,
+        holdout=c.holdout,
+        labels=c.labels,
+        skip_unreadable=c.skip_unreadable,
+    )
+
+
+def describe(config: ConfigDict, dataset: Dataset | None = None) -> DataInfo:
+    """What the network must know of the data, without reading them where the config says it all."""
+    c = config.data
+    if dataset is None and c.image_size and c.channels and not c.labels:
+        return DataInfo((c.image_size, c.image_size, c.channels), 256, None)
+    dataset = dataset or load_data(config)
+    return DataInfo(dataset.shape, dataset.levels, dataset.num_classes)
+
+
+def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
+    """The experiment of a config; ConfigError, in one line, naming the field that cannot be met."""
+    data = describe(config) if data is None else data
+    sde = _process(config.sde)
+    net = _network(config, data)
+    parameterization = choose(_PARAMETERIZATIONS, config.parameterization.name, "parameterization.name")._replace(
+        label=choose(_LABELS, config.parameterization.label, "parameterization.label")
+    )
+    params = _parameter_shapes(net, data)
+
+    def denoiser(params: Any) -> NetworkDenoiser:
+        return NetworkDenoiser(sde, params, net, parameterization, data.shape)
+
+    loss = {
+        "weight": choose(_WEIGHTS, config.loss.weight, "loss.weight"),
+        "draw_times": choose(_TIMES, config.loss.times, "loss.times"),
+        "stratified": config.loss.stratified,
+        "t_min": config.loss.t_min,
+        "half_sum": choose(_REDUCTIONS, config.loss.reduction, "loss.reduction"),
+        "levels": data.levels,
+        "centered": config.data.centered,
+        "dequantize": config.data.dequantize,
+    }
+    if not 0 < config.loss.t_min < sde.T:
+        raise ConfigError(f"config.loss.t_min={config.loss.t_min} must lie between 0 and {sde.T}")
+    if len(data.shape) == 1 and (config.data.flip or config.data.dequantize):
+        raise ConfigError("config.data.flip and config.data.dequantize are for images; the data are vectors")
+    return Experiment(
+        config=config,
+        data=data,
+        sde=sde,
+        net=net,
+        parameterization=parameterization,
+        params=params,
+        loss=objective(denoiser, flip=config.data.flip, **loss),
+        heldout_loss=objective(denoiser, **loss),
+        optimizer=_section(adam, "optimizer", **config.optimizer),
+        ema=_section(ema_decay, "ema", batch_size=config.training.batch_size, **config.ema),
+        plan=sampling_plan(config.sampling, sde),
+    )
+
+
+def _process(config: ConfigDict) -> SDE:
+    if ":" in config.name:
+        sde = _section(_imported(config.name, "sde.name"), "sde", config)
+        if not isinstance(sde, SDE):
+            raise ConfigError(f"config.sde.name={config.name!r} made a {type(sde).__name__}, not a diffuse_jax.SDE")
+        return sde
+    return choose(_PROCESSES, config.name, "sde.name")(config)
+
+
+def _network(config: ConfigDict, data: DataInfo) -> LinenNet:
+    options = {name: value for name, value in config.model.items() if name != "name"}
+    if ":" in config.model.name:
+        module = _imported(config.model.name, "model.name")
+    else:
+        module = choose(NETWORKS, config.model.name, "model.name")
+        if "dtype" in options:
+            options["dtype"] = _dtype(options["dtype"])
+        if config.model.name != "mlp":
+            options["centered"] = config.data.centered
+    if data.num_classes is not None:
+        options["num_classes"] = data.num_classes
+    return LinenNet(_section(module, "model", **options))
+
+
+def _dtype(name: str) -> Any:
+    return choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}, name, "model.dtype")
+
+
+def _parameter_shapes(net: LinenNet, data: DataInfo) -> Any:
+    try:
+        return jax.eval_shape(lambda key: net.init(key, data.shape), jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.model does not fit data of shape {data.shape}: {_line(error)}") from error
+
+
+def _imported(path: str, field: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"config.{field}={path!r} cannot be imported: {_line(error)}") from error
+
+
+def _section(make: Callable[..., Any], section: str, *values: Any, **options: Any) -> Any:
+    try:
+        return make(*values, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.{section}: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,119 @@
+"""A run's folder: what it was trained as, whether a config still fits it, and its denoiser.
+
+config.json      the experiment's fields and what is known of its data
+checkpoints/     the training state at some steps
+metrics.jsonl, tensorboard/, grids/     what happened
+"""
+
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json, write_json_atomic
+from diffuse_jax.config.build import DataInfo, Experiment, build
+from diffuse_jax.config.files import ConfigError
+from diffuse_jax.config.schema import base, network
+from diffuse_jax.denoiser import NetworkDenoiser
+
+__all__ = ["CHECKPOINTS", "check_fits", "load", "read_run", "restore", "write_run"]
+
+CHECKPOINTS = "checkpoints"
+_CONFIG = "config.json"
+
+# What may change when a run goes on: how long it lasts, how often it does what, and what is done with its network.
+_FREE_SECTIONS = ("sampling", "evaluation")
+_FREE_FIELDS = (
+    "training.steps",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep",
+    "training.keep_every",
+    "training.evaluate_every",
+    "training.sample_every",
+)
+
+
+def write_run(workdir: str | os.PathLike[str], config: ConfigDict, data: DataInfo) -> None:
+    """Records the config of a run, replacing that of the same run before."""
+    write_json_atomic(pathlib.Path(workdir) / _CONFIG, {"config": config.to_dict(), "data": data.as_json()})
+
+
+def is_run(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a run was begun there. CheckpointError where there are checkpoints that no run here recorded."""
+    folder = pathlib.Path(workdir)
+    if (folder / _CONFIG).exists():
+        return True
+    if (folder / CHECKPOINTS).exists():
+        raise CheckpointError(f"--workdir={folder} has {CHECKPOINTS}/ but no {_CONFIG}: it is not a run of diffuse_jax")
+    return False
+
+
+def read_run(workdir: str | os.PathLike[str]) -> tuple[ConfigDict, DataInfo]:
+    """The config and data of the run in `workdir`. CheckpointError where there is none, or one of another version."""
+    folder = pathlib.Path(workdir)
+    if not is_run(folder):
+        raise CheckpointError(f"--workdir={folder} holds no run: train one there first, or name another folder")
+    content = read_json(folder / _CONFIG)
+    try:
+        stored, data = _tuples(content["config"]), _tuples(content["data"])
+        config = base()
+        name = stored["model"]["name"]
+        config.model = ConfigDict(stored["model"]) if ":" in name else network(name)
+        config.lock()
+        config.update(stored)
+        return config, DataInfo(**data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        line = " ".join(str(error).split())
+        raise CheckpointError(f"{folder / _CONFIG} does not fit this version of diffuse_jax: {line}") from error
+
+
+def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[str]) -> None:
+    """ConfigError naming every field in which a run's own config differs from `config`, where it may not change."""
+    stored, stored_data = read_run(workdir)
+    old, new = _flat(stored), _flat(config)
+    differences = [
+        f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in _FREE_FIELDS and name.split(".")[0] not in _FREE_SECTIONS
+    ]
+    if stored_data != data:
+        differences.append(f"the data were {stored_data} and are {data}")
+    if differences:
+        raise ConfigError(
+            f"--workdir={workdir} holds a run of another experiment: {'; '.join(differences)}. "
+            "Give the same values to go on with it, or another --workdir"
+        )
+
+
+def restore(experiment: Experiment, workdir: str | os.PathLike[str], step: int | None = None) -> tuple[Any, int]:
+    """The averaged parameters (EMA) of a run at `step`, or the latest, and the step. CheckpointError where missing."""
+    with Checkpoints(pathlib.Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        return checkpoints.restore_part("ema", experiment.params, step), step or 0
+
+
+def load(workdir: str | os.PathLike[str], step: int | None = None) -> NetworkDenoiser:
+    """The denoiser that a run trained, with the averaged parameters of `step` (default: the latest checkpoint).
+
+    Raises CheckpointError where `workdir` holds no run or no such step.
+    """
+    config, data = read_run(workdir)
+    experiment = build(config, data)
+    return experiment.denoiser(restore(experiment, workdir, step)[0])
+
+
+def _flat(config: ConfigDict) -> dict[str, Any]:
+    return {
+        f"{name}.{inner}" if isinstance(value, ConfigDict) else name: leaf
+        for name, value in config.items()
+        for inner, leaf in (value.items() if isinstance(value, ConfigDict) else [("", value)])
+    }
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {name: _tuples(inner) for name, inner in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

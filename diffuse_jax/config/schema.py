@@ -1,0 +1,148 @@
+"""The fields of an experiment and their defaults: an experiment file takes `base()` and changes what differs."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from diffuse_jax.nets import DDPM, MLP, NCSNpp
+
+__all__ = ["NETWORKS", "base", "network"]
+
+NETWORKS: dict[str, type[nn.Module]] = {"ncsnpp": NCSNpp, "ddpm": DDPM, "mlp": MLP}
+
+# Not options of an experiment: the data say how many classes there are, and their range says `centered`.
+_DERIVED = ("name", "parent", "num_classes", "centered")
+
+
+def network(name: str, **options: Any) -> ConfigDict:
+    """`config.model` for a network of `NETWORKS`: every field of the module at its default, but for those given."""
+    config = ConfigDict({"name": name})
+    for field in dataclasses.fields(NETWORKS[name]):
+        if field.name not in _DERIVED:
+            config[field.name] = "float32" if field.name == "dtype" else field.default
+    config.update(options)
+    return config
+
+
+def base() -> ConfigDict:
+    """Every field of an experiment, at values that train the digits' network size on any small image data.
+
+    Tuples, not lists, stand for sequences, so that they can be given on the command line. A `placeholder` may be None.
+    """
+    return ConfigDict(
+        {
+            # Randomness of initial parameters, data order, noise, dropout.
+            "seed": 0,
+            "data": {
+                # digits, moons, checkerboard, eight_gaussians, rings, tfds:NAME, a .npy or .npz file, or a folder.
+                "source": "digits",
+                # The side of the images, for folders and to check others against.
+                "image_size": placeholder(int),
+                # 1 for grey, 3 for RGB; what the data have where None.
+                "channels": placeholder(int),
+                # The share of rows held out for testing, where the source has no test split.
+                "holdout": 0.1,
+                # Train on class labels too.
+                "labels": False,
+                # Leave out images that cannot be decoded instead of refusing the folder.
+                "skip_unreadable": False,
+                # Values in [-1, 1] if true, in [0, 1] if false.
+                "centered": True,
+                # Mirror half of the images, left to right.
+                "flip": False,
+                # Spread each grey level uniformly over its cell.
+                "dequantize": False,
+            },
+            "sde": {
+                # vp, subvp, ve, or "package.module:function" that makes a process from this section.
+                "name": "vp",
+                "beta_min": 0.1,
+                "beta_max": 20.0,
+                "sigma_min": 0.01,
+                "sigma_max": 50.0,
+            },
+            "model": network("ncsnpp"),
+            "parameterization": {
+                # What the network's output means: noise, x0, v or score.
+                "name": "noise",
+                # The time it is told: t, 999t or sigma.
+                "label": "999t",
+            },
+            "loss": {
+                # sigma2: the plain loss on eps; g2: likelihood weighting.
+                "weight": "sigma2",
+                # uniform, or importance: proportional to g²/σ².
+                "times": "uniform",
+                # Spread the times of a batch evenly.
+                "stratified": True,
+                "t_min": 1e-5,
+                # mean over the dimensions, or half_sum.
+                "reduction": "mean",
+            },
+            "optimizer": {
+                "learning_rate": 2e-4,
+                "warmup": 1000,
+                # Largest global norm of the gradient; 0 does not clip.
+                "clip": 1.0,
+                "weight_decay": 0.0,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+            },
+            "ema": {
+                # One of the two: the decay of each step, or the images after which a weight has halved.
+                "rate": placeholder(float),
+                "halflife_images": placeholder(float),
+                # Forget faster at the start: at most (1 + step)/(10 + step).
+                "warmup": False,
+            },
+            "training": {
+                "steps": 1000,
+                "batch_size": 128,
+                # Steps compiled into one call; all numbers of steps below are multiples of it. On CPU: 1 for images.
+                "steps_per_call": 1,
+                "log_every": 100,
+                "checkpoint_every": 500,
+                # Checkpoints kept: the latest, and every so many steps (0: no others).
+                "keep": 3,
+                "keep_every": 0,
+                # Held-out loss and grid of samples; 0: never.
+                "evaluate_every": 500,
+                "sample_every": 500,
+            },
+            "sampling": {
+                # A solver, or "predictor+corrector"; see `diffuse-jax sample --help`.
+                "solver": "heun",
+                "steps": 20,
+                # uniform in time, or log_snr.
+                "grid": "uniform",
+                # Where the grid ends; the process's own where None.
+                "t_min": placeholder(float),
+                # What is returned: mean (the last step without its noise), denoise (E[x0] at the end) or state.
+                "finish": "mean",
+                "eta": 0.0,
+                "snr": 0.16,
+                "corrector_steps": 1,
+                "rtol": 1e-5,
+                "atol": 1e-5,
+                # Samples in the grids of training, and in one compiled call.
+                "num": 64,
+                "batch_size": 64,
+            },
+            "evaluation": {
+                "num_samples": 1000,
+                # Held-out rows for the loss, and for bits/dim (the costly one).
+                "num_loss": 1024,
+                "num_likelihood": 64,
+                # Principal components of the training images in which the Fréchet distance is taken.
+                "pca_dims": 20,
+                # hutchinson, or exact: as many derivatives an evaluation as the data have dimensions.
+                "trace": "hutchinson",
+                "rtol": 1e-3,
+                "atol": 1e-3,
+            },
+        }
+    )

@@ -1,0 +1,76 @@
+"""Drawing samples in chunks over all devices: sample i is the same whatever the chunks and the devices."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from diffuse_jax.denoiser import Conditioned, Denoiser
+from diffuse_jax.evaluation.chunks import map_chunks, shard
+from diffuse_jax.sampling import sample_keys, solve
+from diffuse_jax.solvers import Solver
+
+__all__ = ["Drawn", "Sampler"]
+
+
+class Drawn(NamedTuple):
+    """Samples (n, …), the evaluations that each took (n,), and their paths (n, N + 1, …) where asked for."""
+
+    x: np.ndarray
+    evaluations: np.ndarray
+    path: np.ndarray | None
+
+
+class Sampler:
+    """A solver on a grid of times, compiled once for chunks of `batch_size` samples spread over `mesh`.
+
+    `finish` is that of `diffuse_jax.sample`. A call draws the samples 0 … n − 1 of a seed; a denoiser with other parameters does not
+    recompile.
+    """
+
+    def __init__(
+        self, solver: Solver, times: jax.Array, finish: Callable[..., jax.Array], *, mesh: Mesh, batch_size: int
+    ) -> None:
+        self._mesh, self._batch_size = mesh, batch_size
+
+        @partial(jax.jit, static_argnames="path")
+        def run(keys: jax.Array, denoise: Denoiser, cond: Any, path: bool) -> tuple[Any, ...]:
+            solution = solve(keys, denoise, solver, times, cond=cond, path=path)
+            x = finish(solution, times[-1], Conditioned(denoise, cond))
+            fixed = solver.evaluations
+            count = solution.memory if fixed is None else fixed * (times.shape[0] - 1)
+            evaluations = jax.numpy.broadcast_to(count, keys.shape[:1])
+            return x, evaluations, jax.numpy.moveaxis(solution.path, 0, 1) if path else None
+
+        self._run = run
+
+    def __call__(
+        self,
+        denoise: Denoiser,
+        *,
+        seed: int,
+        n: int,
+        labels: np.ndarray | None = None,
+        path: bool = False,
+        progress: str | None = None,
+    ) -> Drawn:
+        """Samples 0 … n − 1 of `seed`, with class `labels` (n,) where given. FloatingPointError where one is not finite, as where the
+        adaptive solver ran out of steps."""
+
+        every_key = sample_keys(seed, 0, n)
+
+        def chunk(index: np.ndarray) -> Any:
+            keys = every_key[index]
+            cond = None if labels is None else shard(self._mesh, labels[index])
+            return self._run(shard(self._mesh, keys), denoise, cond, path)
+
+        drawn = Drawn(*map_chunks(chunk, n, self._batch_size, self._mesh, progress=progress))
+        bad = ~np.isfinite(drawn.x).reshape(n, -1).all(axis=1)
+        if bad.any():
+            raise FloatingPointError(
+                f"{bad.sum()} of {n} samples are not finite, the first being sample {bad.argmax()}"
+            )
+        return drawn

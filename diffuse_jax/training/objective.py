@@ -1,0 +1,58 @@
+"""What a run descends: denoising score matching of a batch of data, each row with randomness of its own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffuse_jax.data import preprocess
+from diffuse_jax.denoiser import NetworkDenoiser
+from diffuse_jax.losses import denoising_score_matching, stratify
+from diffuse_jax.sde import SDE
+from diffuse_jax.training.step import Loss, Rows
+
+__all__ = ["objective"]
+
+
+def objective(
+    denoiser: Callable[[Any], NetworkDenoiser],
+    *,
+    weight: Callable[[SDE, jax.Array], jax.Array],
+    draw_times: Callable[..., tuple[jax.Array, jax.Array]],
+    stratified: bool,
+    t_min: float,
+    half_sum: bool,
+    levels: int | None,
+    centered: bool,
+    flip: bool = False,
+    dequantize: bool = False,
+) -> Loss:
+    """The loss(params, batch, rows, rng) -> (B,) that `train_step` takes; a batch is {"x": uint8 images or float
+    vectors, optionally "label": integers}.
+
+    `denoiser(params)` makes the denoiser; `weight`, `draw_times` and `t_min` are those of `diffuse_jax.losses`, and
+    `stratified` spreads the times of a batch evenly. A row's sum over its dimensions is halved where `half_sum`, else
+    divided by their number. `levels`, `centered`, `flip` and `dequantize` are those of `diffuse_jax.data.preprocess`.
+    Dropout is off where rng is None.
+    """
+
+    def loss(params: Any, batch: dict[str, jax.Array], rows: Rows, rng: jax.Array | None) -> jax.Array:
+        denoise = denoiser(params)
+        x0 = preprocess(
+            batch["x"], _stream(rows, 0), levels=levels, centered=centered, flip=flip, dequantize=dequantize
+        )
+        eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(_stream(rows, 1))
+        u = jax.vmap(lambda key: jax.random.uniform(key, dtype=x0.dtype))(_stream(rows, 2))
+        if stratified:
+            u = stratify(u, rows.index, rows.total)
+        t, density = draw_times(u, denoise.sde, t_min)
+        each = denoising_score_matching(denoise, x0, eps, t, weight=weight, cond=batch.get("label"), rng=rng)
+        return each / density * (0.5 if half_sum else 1 / np.prod(x0.shape[1:]))
+
+    return loss
+
+
+def _stream(rows: Rows, tag: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys, jnp.uint32(tag))

@@ -1,0 +1,1 @@
+"""The built-in experiments: one short file each, `get_config() -> ConfigDict`."""
