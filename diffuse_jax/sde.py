@@ -32,7 +32,7 @@ def expand(t: Any, x: Array) -> Array:
 
 def _time_derivative(function: TimeFunction, t: Any) -> Array:
     """d function/dt at every entry of `t`: one forward derivative, since entries do not depend on each other."""
-    t = jnp.asarray(t, jnp.result_type(t, jnp.float32))
+    t = jnp.asarray(t, jnp.result_type(t, float))
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
 
 
@@ -72,7 +72,7 @@ class SDE:
         Bisection to the resolution of the floating-point type, then a Newton step of value zero, which carries the first
         derivatives (with respect to the value, and to the parameters of the process) of the implicit function.
         """
-        value = jnp.asarray(log_snr, jnp.result_type(log_snr, jnp.float32))
+        value = jnp.asarray(log_snr, jnp.result_type(log_snr, float))
 
         def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket
@@ -215,7 +215,7 @@ class VE(SDE):
         return jnp.log(jnp.asarray(self.sigma_max) / self.sigma_min)
 
     def log_alpha(self, t: Any) -> Array:
-        return jnp.zeros_like(jnp.asarray(t, jnp.result_type(t, jnp.float32)))
+        return jnp.zeros_like(jnp.asarray(t, jnp.result_type(t, float)))
 
     def log_sigma(self, t: Any) -> Array:
         return jnp.log(self.sigma_min) + jnp.asarray(t) / self.T * self._log_ratio()
@@ -276,7 +276,7 @@ class _FromDriftDiffusion(SDE):
 
     def _integrate(self, t: Any) -> tuple[Array, Array]:
         """(log α(t), log σ(t)) with log α = ∫₀ᵗ f and σ² = α²·σ_0² + ∫₀ᵗ g(s)²·(α_t/α_s)² ds."""
-        t = jnp.asarray(t, jnp.result_type(t, jnp.float32))
+        t = jnp.asarray(t, jnp.result_type(t, float))
         nodes, weights, cumulative = (jnp.asarray(a, t.dtype) for a in _quadrature(self.order))
         s = t[..., None] * nodes
         f = jnp.broadcast_to(self.f_function(s), s.shape)
@@ -294,11 +294,11 @@ class _FromDriftDiffusion(SDE):
         return self._integrate(t)[1]
 
     def f(self, t: Any) -> Array:
-        t = jnp.asarray(t, jnp.result_type(t, jnp.float32))
+        t = jnp.asarray(t, jnp.result_type(t, float))
         return jnp.broadcast_to(self.f_function(t), t.shape)
 
     def g2(self, t: Any) -> Array:
-        t = jnp.asarray(t, jnp.result_type(t, jnp.float32))
+        t = jnp.asarray(t, jnp.result_type(t, float))
         return jnp.broadcast_to(jnp.square(self.g_function(t)), t.shape)
 
     def prior_std(self) -> Array:

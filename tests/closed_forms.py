@@ -1,4 +1,4 @@
-"""Shared by the proofs of the numerics: the processes restated in NumPy, closed forms, reference flows, an error's order.
+"""Shared by the proofs of the numerics: the processes restated in NumPy, closed forms, reference flows, a slope.
 
 Nothing here calls the library's numerics: α, σ, f and g² are written again from Song et al. (2011.13456), in float64.
 """

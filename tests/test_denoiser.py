@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from closed_forms import MIXTURE, PROCESSES, SDES, gaussian_data, in_float64
 
 from diffuse_jax import parameterizations
@@ -213,8 +214,6 @@ def test_an_oracles_score_is_the_gradient_of_its_log_density(name: str, make: An
 @every_sde
 @in_float64
 def test_the_gaussian_log_density_is_scipys(name: str) -> None:
-    import scipy.stats
-
     process, t = PROCESSES[name], 0.3
     law = scipy.stats.multivariate_normal(
         process.alpha(t) * MEAN, process.alpha(t) ** 2 * COV + process.sigma(t) ** 2 * np.eye(3)
@@ -226,10 +225,13 @@ def test_the_gaussian_log_density_is_scipys(name: str) -> None:
 @in_float64
 def test_the_gaussian_flow_satisfies_its_differential_equation(name: str) -> None:
     oracle, x = gaussian(SDES[name]), jnp.asarray(X)
-    there, rate = jax.jvp(lambda s: oracle.flow(x, 0.8, s), (0.2,), (1.0,))
-    np.testing.assert_allclose(rate, velocity(oracle, there, 0.2), rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(oracle.flow(x, 0.8, 0.8), x, rtol=1e-12)
-    np.testing.assert_allclose(oracle.flow(there, 0.2, 0.8), x, rtol=1e-9)
+
+    @jax.jit
+    def there_and_back(x: Any) -> Any:
+        there, rate = jax.jvp(lambda s: oracle.flow(x, 0.8, s), (0.2,), (1.0,))
+        return (rate, x, x), (velocity(oracle, there, 0.2), oracle.flow(x, 0.8, 0.8), oracle.flow(there, 0.2, 0.8))
+
+    chex.assert_trees_all_close(*there_and_back(x), rtol=1e-9, atol=1e-9)
 
 
 @every_sde
@@ -238,11 +240,14 @@ def test_a_mixture_of_one_component_is_a_gaussian_and_a_gaussian_without_spread_
     sde, x, mean = SDES[name], jnp.asarray(X), jnp.asarray(MEAN)
     one = Mixture(sde, jnp.ones(1), mean[None], jnp.full(1, 0.4))
     round_gaussian = Gaussian(sde, mean, 0.16 * jnp.eye(3))
-    chex.assert_trees_all_close(one(x, TIMES), round_gaussian(x, TIMES), rtol=1e-9, atol=1e-12)
-    chex.assert_trees_all_close(one.log_prob(x, TIMES), round_gaussian.log_prob(x, TIMES), rtol=1e-10)
-    chex.assert_trees_all_close(
-        PointMass(sde, mean)(x, TIMES), Gaussian(sde, mean, jnp.zeros((3, 3)))(x, TIMES), rtol=1e-9, atol=1e-12
-    )
+
+    @jax.jit
+    def pairs(x: Any, t: Any) -> Any:
+        spread = (one(x, t), one.log_prob(x, t)), (round_gaussian(x, t), round_gaussian.log_prob(x, t))
+        return spread, (PointMass(sde, mean)(x, t), Gaussian(sde, mean, jnp.zeros((3, 3)))(x, t))
+
+    for pair in pairs(x, TIMES):
+        chex.assert_trees_all_close(*pair, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -252,4 +257,5 @@ def test_a_mixture_of_one_component_is_a_gaussian_and_a_gaussian_without_spread_
 def test_one_time_for_all_is_that_time_for_each(make: Any) -> None:
     oracle = make(SDES["subvp"])
     x = jnp.asarray(X[:, : oracle.shape[0]])
-    chex.assert_trees_all_close(oracle(x, 0.3), oracle(x, jnp.full(5, 0.3)), rtol=1e-9, atol=1e-12)
+    both = jax.jit(lambda x: (oracle(x, 0.3), oracle(x, jnp.full(5, 0.3))))(x)
+    chex.assert_trees_all_close(*both, rtol=1e-9, atol=1e-12)

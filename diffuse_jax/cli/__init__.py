@@ -4,7 +4,7 @@ import argparse
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 __all__ = ["main"]
@@ -32,8 +32,9 @@ _COMMANDS = {
 }
 
 _SOLVERS = """\
-solvers: euler_maruyama, reverse_diffusion, ancestral, ddpm (stochastic); ddim, heun, adaptive (probability flow; ddim takes
---config.sampling.eta). A corrector follows a plus: reverse_diffusion+langevin (short: pc), or +batch_langevin, +annealed_langevin.
+solvers: euler_maruyama, reverse_diffusion, ancestral, ddpm (stochastic); ddim, heun, adaptive (probability flow; ddim
+takes --config.sampling.eta). A corrector follows a plus: reverse_diffusion+langevin (short: pc), or +batch_langevin,
++annealed_langevin.
 """
 
 
@@ -68,25 +69,46 @@ def _parser() -> argparse.ArgumentParser:
         "--dry_run", action="store_true", help="print the resolved config, parameter count and memory, and stop"
     )
     for name in ("sample", "evaluate", "likelihood"):
-        made[name].add_argument("--checkpoint", type=int, metavar="STEP", help="the step to load (default: the latest)")
-        made[name].add_argument("--seed", type=int, default=0, help="the seed of what is random (default: 0)")
-        what = "held-out rows" if name == "likelihood" else "samples"
-        made[name].add_argument("--num", type=_positive, metavar="N", help=f"how many {what} (default: the config's)")
+        made[name].add_argument(
+            "--checkpoint", type=_integer(0), metavar="STEP", help="the step to load (default: the latest)"
+        )
+        made[name].add_argument(
+            "--seed", type=_integer(0, 2**32), default=0, help="the seed of what is random (default: 0)"
+        )
+    for name, least, text in (
+        ("sample", 1, "how many samples (default: config.sampling.num)"),
+        ("evaluate", 2, "how many samples (default: config.evaluation.num_samples)"),
+        ("likelihood", 1, "how many held-out rows (default: all)"),
+    ):
+        made[name].add_argument("--num", type=_integer(least), metavar="N", help=text)
     for name in ("sample", "evaluate"):
         made[name].add_argument("--solver", help="the solver (default: config.sampling.solver)")
-        made[name].add_argument("--steps", type=_positive, help="its steps (default: config.sampling.steps)")
-    made["sample"].add_argument("--label", type=int, metavar="K", help="the class to draw (class-conditional runs)")
+        made[name].add_argument(
+            "--steps", type=_integer(1), metavar="N", help="its steps (default: config.sampling.steps)"
+        )
+    made["sample"].add_argument(
+        "--label", type=_integer(0), metavar="K", help="the class to draw, of a run with config.data.labels"
+    )
     made["sample"].add_argument(
         "--trajectory", action="store_true", help="also write trajectory.gif, an animation of the denoising"
     )
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
+def _integer(least: int, end: int | None = None) -> Callable[[str], int]:
+    """What reads an integer from `least` up to, but without, `end`."""
+    wanted = f"an integer of at least {least}" + ("" if end is None else f" and below {end}")
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or number < least or (end is not None and number >= end):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}")
+        return number
+
+    return parse
 
 
 def _joined(overrides: Sequence[str]) -> list[str]:
@@ -101,9 +123,16 @@ def _joined(overrides: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for bad input (one line on stderr), 1 for a run that diverged."""
-    args, overrides = _parser().parse_known_args(argv)
+    """Runs a command; returns the exit status: 0; 2 for bad input and 1 for a run that diverged, after one line on
+    stderr; 130 where it was interrupted."""
+    parser = _parser()
+    args, overrides = parser.parse_known_args(argv)
+    if overrides and args.command == "list":
+        parser.error(f"list takes no arguments, not {' '.join(overrides)}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # As under `python -m`: modules that a config names may lie in the folder one works in.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
     _keep_compilations()
     from diffuse_jax.checkpoints import CheckpointError
     from diffuse_jax.cli import commands
@@ -118,10 +147,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FloatingPointError as error:
         print(f"diffuse-jax: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("diffuse-jax: interrupted", file=sys.stderr)
+        return 130
 
 
 def _keep_compilations() -> None:
-    """JAX's persistent compilation cache, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+    """JAX's compilation cache, in the user's cache folder unless JAX_COMPILATION_CACHE_DIR names another."""
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -9,7 +9,7 @@ import numpy as np
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.run import TrainedRun, free_name, open_run, sampler, to_data
 from diffuse_jax.cli.sample import class_labels
-from diffuse_jax.config import ConfigError, load_data
+from diffuse_jax.config import load_data
 from diffuse_jax.config.solvers import choose
 from diffuse_jax.data import DataError, Dataset
 from diffuse_jax.evaluation import HeldoutLoss, Likelihoods, PCAFeatures, frechet_between, likelihoods, mean_and_error
@@ -21,9 +21,10 @@ _PCA_ROWS = 10_000
 
 
 def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Prints a table of held-out loss, bits/dim and Fréchet distance, and writes it as evaluation.json under the workdir."""
+    """Prints a table of held-out loss, bits/dim and Fréchet distance, and writes it as evaluation.json under the
+    workdir."""
     run = open_run(args, overrides)
-    dataset = _with_test_part(run)
+    dataset = _with_test_part(run, 2)
     config = run.experiment.config
     loss, loss_error = mean_and_error(
         HeldoutLoss(
@@ -45,10 +46,10 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     rows: dict[str, Any] = {
         "checkpoint": run.step,
         "heldout_loss": loss,
-        "heldout_loss_error": loss_error,
+        "heldout_loss_error": _finite(loss_error),
         "heldout_rows": min(config.evaluation.num_loss, len(dataset.test)),
         "bits_per_dim": bits,
-        "bits_per_dim_error": bits_error,
+        "bits_per_dim_error": _finite(bits_error),
         "likelihood_rows": len(found.bits_per_dim),
         "likelihood_evaluations": float(found.evaluations.mean()),
         "frechet_distance": distance,
@@ -70,12 +71,13 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 def likelihood(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Writes log p (nats) and bits/dim of each held-out row as likelihood.npz, and their means as likelihood.json."""
     run = open_run(args, overrides)
-    dataset = _with_test_part(run)
+    dataset = _with_test_part(run, 1)
     found = _likelihoods(run, dataset, args.num or len(dataset.test), args.seed)
     bits, error = mean_and_error(found.bits_per_dim)
     arrays, table = free_name(run.workdir / "likelihood.npz"), free_name(run.workdir / "likelihood.json")
     with written_atomically(arrays) as file:
-        np.savez(file, **found._asdict())
+        arrays_of: dict[str, Any] = found._asdict()
+        np.savez(file, **arrays_of)
     write_json_atomic(
         table,
         {
@@ -83,7 +85,7 @@ def likelihood(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             "rows": len(found.bits_per_dim),
             "log_prob": float(found.log_prob.mean()),
             "bits_per_dim": bits,
-            "bits_per_dim_error": error,
+            "bits_per_dim_error": _finite(error),
             "evaluations": float(found.evaluations.mean()),
             "trace": run.experiment.config.evaluation.trace,
             "seed": args.seed,
@@ -95,17 +97,18 @@ def likelihood(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _with_test_part(run: TrainedRun) -> Dataset:
+def _with_test_part(run: TrainedRun, least: int) -> Dataset:
     dataset = load_data(run.experiment.config)
-    if len(dataset.test) == 0:
-        raise DataError(f"{dataset.name} has no held-out rows: train with config.data.holdout above 0")
+    if len(dataset.test) < least:
+        raise DataError(
+            f"{dataset.name} has {len(dataset.test)} held-out rows, and {least} are needed: "
+            "train with a larger config.data.holdout"
+        )
     return dataset
 
 
 def _likelihoods(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> Likelihoods:
     config = run.experiment.config
-    if n < 1:
-        raise ConfigError(f"config.evaluation.num_likelihood={n} must be at least 1")
     return likelihoods(
         run.denoise,
         dataset.test,
@@ -133,6 +136,11 @@ def _frechet(run: TrainedRun, dataset: Dataset, samples: np.ndarray) -> tuple[fl
     features = PCAFeatures.fit(rows, dims=run.experiment.config.evaluation.pca_dims)
     space = f"{features.components.shape[-1]} principal components of {len(rows)} training images, pixels in [0, 1]"
     return frechet_between(features, samples, heldout), space, len(heldout)
+
+
+def _finite(number: float) -> float | None:
+    """A number as JSON has it: None for the error of a single row."""
+    return number if np.isfinite(number) else None
 
 
 def _text(value: Any) -> str:

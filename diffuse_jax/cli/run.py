@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffuse_jax.config import ConfigError, Experiment, build, describe, override, read
+from diffuse_jax.config import ConfigError, Experiment, build, override, read
 from diffuse_jax.config.run import check_fits, read_run, restore
 from diffuse_jax.data import to_uint8
 from diffuse_jax.denoiser import NetworkDenoiser
@@ -35,19 +35,21 @@ class TrainedRun:
 
 def workdir_of(args: argparse.Namespace) -> pathlib.Path:
     """--workdir, or runs/NAME for --config=NAME."""
-    if args.workdir:
-        return pathlib.Path(args.workdir)
-    if not args.config:
+    if not args.workdir and not args.config:
         raise ConfigError("--workdir is missing: give the folder of a run, or --config=NAME for runs/NAME")
-    return pathlib.Path("runs") / os.path.basename(args.config.partition(":")[0]).removesuffix(".py")
+    name = args.workdir or f"runs/{os.path.basename(args.config.partition(':')[0]).removesuffix('.py')}"
+    if os.path.exists(name) and not os.path.isdir(name):
+        raise ConfigError(f"--workdir={name} is a file: give a folder")
+    return pathlib.Path(name)
 
 
 def open_run(args: argparse.Namespace, overrides: Sequence[str]) -> TrainedRun:
-    """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is refused."""
+    """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is
+    refused; its data are not looked at."""
     workdir = workdir_of(args)
     stored, data = read_run(workdir)
     config = override(stored, overrides) if args.config is None else read(args.config, overrides)
-    check_fits(config, describe(config) if args.config else data, workdir)
+    check_fits(config, data, workdir)
     _take(config, args)
     experiment = build(config, data)
     params, step = restore(experiment, workdir, args.checkpoint)

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     draw = sampler(run.experiment, run.mesh)
     drawn = draw(run.denoise, seed=args.seed, n=n, labels=labels, progress="samples")
     samples = to_data(run.experiment, drawn.x)
-    arrays = {"samples": samples} if labels is None else {"samples": samples, "labels": labels}
+    arrays: dict[str, Any] = {"samples": samples} if labels is None else {"samples": samples, "labels": labels}
     written = [free_name(run.workdir / name) for name in ("samples.npz", "samples.png", "samples.json")]
     with written_atomically(written[0]) as file:
         np.savez(file, **arrays)
@@ -52,7 +53,8 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def class_labels(run: TrainedRun, n: int, label: int | None) -> np.ndarray | None:
-    """The classes of n samples: `label`, or all in turn, or None for a run without classes, of which no label can be asked."""
+    """The classes of n samples: `label`, or all in turn; None for a run without classes, of which no label can be
+    asked."""
     classes = run.experiment.data.num_classes
     if classes is None:
         if label is not None:
@@ -71,5 +73,5 @@ def _frames(run: TrainedRun, path: np.ndarray, last: np.ndarray) -> list[np.ndar
     return [*frames, *[picture(last)] * 10]
 
 
-def _scale(sde: SDE, t: float) -> float:
+def _scale(sde: SDE, t: Any) -> float:
     return float(1 / np.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2))

@@ -6,7 +6,8 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,33 +16,37 @@ from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.run import picture, sampler, to_data, workdir_of
-from diffuse_jax.config import ConfigError, Experiment, build, describe, load_data, read
+from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, read
 from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, write_run
 from diffuse_jax.data import Batches, Dataset, prefetch
 from diffuse_jax.evaluation import HeldoutLoss, mean_and_error, save_png
 from diffuse_jax.nets import param_count
 from diffuse_jax.training import Callback, TrainState, check_batch, fit, make_mesh, replicated, train_step
 
+# (state, step) -> the file of the grid; FloatingPointError where samples are not finite.
+GridDrawer = Callable[[TrainState, int], pathlib.Path]
+
 
 def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Trains an experiment in its workdir, from its last checkpoint where there is one."""
     config = read(args.config, overrides)
+    check_numbers(config)  # before the data, which may take long
     mesh = make_mesh()
     try:
         check_batch(config.training.batch_size, mesh.size)
     except ValueError as error:
         raise ConfigError(f"config.training.{error}") from error
-    _check_cadences(config)
     if args.dry_run:
         return _dry_run(config)
+    workdir = workdir_of(args)
+    going_on = is_run(workdir)
     dataset = load_data(config)
     experiment = build(config, describe(config, dataset))
-    workdir = workdir_of(args)
-    if is_run(workdir):
-        check_fits(config, experiment.data, workdir)
+    if going_on:
+        check_fits(config, experiment.data, workdir, len(dataset.train))
     else:
         workdir.mkdir(parents=True, exist_ok=True)
-    write_run(workdir, config, experiment.data)
+        write_run(workdir, config, experiment.data, len(dataset.train))
     with Checkpoints(
         workdir / CHECKPOINTS, keep=config.training.keep, keep_every=config.training.keep_every or None
     ) as kept:
@@ -56,6 +61,7 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
         raise ConfigError(
             f"config.training.steps={steps}, but --workdir={workdir} is at step {start} already: give more"
         )
+    write_run(workdir, config, experiment.data, len(dataset.train))
     print(f"{'going on from' if start else 'training from'} step {start} to {steps} in {workdir}", file=sys.stderr)
     batches = Batches(dataset.train, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
     draw_grid = _grid_drawer(experiment, workdir, mesh)
@@ -82,7 +88,10 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
     if outcome.interrupted:
         print(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")
         return 130
-    grid = draw_grid(outcome.state, step)
+    try:
+        grid = str(draw_grid(outcome.state, step))
+    except FloatingPointError as error:
+        grid = f"none: {error}"
     print(
         f"trained to step {step}\n"
         f"  samples      {grid}\n"
@@ -101,8 +110,8 @@ def _start(experiment: Experiment, kept: Checkpoints, mesh: Mesh) -> TrainState:
     return jax.jit(experiment.create_state, out_shardings=replicated(mesh), compiler_options=quick)()
 
 
-def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh):
-    """(state, step) -> the file of a grid of samples of the averaged parameters."""
+def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh) -> GridDrawer:
+    """What draws a grid of samples of the averaged parameters."""
     draw = sampler(experiment, mesh)
     config, classes = experiment.config, experiment.data.num_classes
     labels = None if classes is None else np.arange(config.sampling.num, dtype=np.int32) % classes
@@ -116,7 +125,7 @@ def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh):
     return draw_grid
 
 
-def _callbacks(experiment: Experiment, dataset: Dataset, mesh: Mesh, draw_grid) -> list[Callback]:
+def _callbacks(experiment: Experiment, dataset: Dataset, mesh: Mesh, draw_grid: GridDrawer) -> list[Callback]:
     config = experiment.config
     callbacks = []
     if config.training.evaluate_every and len(dataset.test):
@@ -136,33 +145,20 @@ def _callbacks(experiment: Experiment, dataset: Dataset, mesh: Mesh, draw_grid) 
     if config.training.sample_every:
 
         def grid(state: TrainState, step: int) -> Mapping[str, float]:
-            # The last grid is drawn, and named, at the end of the run.
+            # The last grid is drawn, and named, at the end of the run. A network that cannot be sampled yet trains on.
             if step < config.training.steps:
-                draw_grid(state, step)
+                try:
+                    draw_grid(state, step)
+                except FloatingPointError as error:
+                    print(f"no grid at step {step}: {error}", file=sys.stderr)
             return {}
 
         callbacks.append(Callback(config.training.sample_every, grid))
     return callbacks
 
 
-def _check_cadences(config: ConfigDict) -> None:
-    k = config.training.steps_per_call
-    if k < 1:
-        raise ConfigError(f"config.training.steps_per_call={k} must be at least 1")
-    for name in ("steps", "log_every", "checkpoint_every", "evaluate_every", "sample_every"):
-        value = config.training[name]
-        least = 0 if name in ("evaluate_every", "sample_every") else 1
-        if value < least or value % k:
-            raise ConfigError(
-                f"config.training.{name}={value} must be a multiple of steps_per_call={k}, at least {least}"
-            )
-    for name, least in (("keep", 1), ("keep_every", 0)):
-        if config.training[name] < least:
-            raise ConfigError(f"config.training.{name}={config.training[name]} must be at least {least}")
-
-
 def _dry_run(config: ConfigDict) -> int:
-    """Prints what would be trained; reads the data only where the config does not say their shape, and writes nothing."""
+    """Prints what would be trained, reading the data only where the config does not say their shape; writes nothing."""
     experiment = build(config)
     state = jax.eval_shape(experiment.create_state)
     print(json.dumps(config.to_dict(), indent=2, default=str))
@@ -170,14 +166,11 @@ def _dry_run(config: ConfigDict) -> int:
     batch = config.training.batch_size * math.prod(shape) * 4
     print(f"data         {config.data.source}, rows of shape {shape}")
     print(f"parameters   {param_count(experiment.params):,}")
-    print(
-        f"state        {_size(state)} on each device: parameters, their average, optimizer; as much again for gradients at most"
-    )
-    print(
-        f"batch        {batch / 2**20:.1f} MiB in float32, over {jax.device_count()} devices; activations come on top"
-    )
+    print(f"state        {_size(state)} on each device: parameters, their average and the optimizer's two moments")
+    print(f"gradients    {_size(experiment.params)} on each device")
+    print(f"batch        {batch / 2**20:.1f} MiB in float32 over {jax.device_count()} devices; activations come on top")
     return 0
 
 
-def _size(tree) -> str:
+def _size(tree: Any) -> str:
     return f"{sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20:.1f} MiB"

@@ -1,6 +1,6 @@
 """Experiment files as objects: the one room that knows both ml_collections and the library."""
 
-from diffuse_jax.config.build import DataInfo, Experiment, build, describe, load_data
+from diffuse_jax.config.build import DataInfo, Experiment, build, check_numbers, describe, load_data
 from diffuse_jax.config.files import ConfigError, experiments, override, read, resolve
 from diffuse_jax.config.run import load
 from diffuse_jax.config.schema import base, network
@@ -13,6 +13,7 @@ __all__ = [
     "SamplingPlan",
     "base",
     "build",
+    "check_numbers",
     "describe",
     "experiments",
     "load",

@@ -20,10 +20,9 @@ from diffuse_jax.nets import LinenNet
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE, VE, VP, SubVP
 from diffuse_jax.training import TrainState, adam, create_state, ema_decay
-from diffuse_jax.training.objective import objective
-from diffuse_jax.training.step import Loss
+from diffuse_jax.training.objective import Objective, objective
 
-__all__ = ["DataInfo", "Experiment", "build", "describe", "load_data"]
+__all__ = ["DataInfo", "Experiment", "build", "check_numbers", "describe", "load_data"]
 
 _PROCESSES: dict[str, Callable[[ConfigDict], SDE]] = {
     "vp": lambda c: VP(beta_min=c.beta_min, beta_max=c.beta_max),
@@ -45,6 +44,27 @@ _WEIGHTS = {"sigma2": losses.sigma_squared, "g2": losses.g_squared}
 _TIMES = {"uniform": losses.uniform_times, "importance": losses.importance_times}
 _REDUCTIONS = {"mean": False, "half_sum": True}
 
+_LEAST = {
+    "training.steps_per_call": 1,
+    "training.batch_size": 1,
+    "training.steps": 1,
+    "training.log_every": 1,
+    "training.checkpoint_every": 1,
+    "training.evaluate_every": 0,
+    "training.sample_every": 0,
+    "training.keep": 1,
+    "training.keep_every": 0,
+    "sampling.num": 1,
+    "sampling.batch_size": 1,
+    "sampling.eta": 0,
+    "sampling.snr": 0,
+    "evaluation.num_samples": 2,
+    "evaluation.num_loss": 1,
+    "evaluation.num_likelihood": 1,
+    "evaluation.pca_dims": 1,
+}
+_CADENCES = ("steps", "log_every", "checkpoint_every", "evaluate_every", "sample_every")
+
 
 @dataclass(frozen=True)
 class DataInfo:
@@ -60,7 +80,8 @@ class DataInfo:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A config as objects. `params` holds the shapes of the network's parameters; `heldout_loss` is `loss` without flips."""
+    """A config as objects. `params` holds the shapes of the network's parameters; `heldout_loss` is `loss` without
+    flips and dequantization."""
 
     config: ConfigDict
     data: DataInfo
@@ -68,8 +89,8 @@ class Experiment:
     net: LinenNet
     parameterization: Parameterization
     params: Any
-    loss: Loss
-    heldout_loss: Loss
+    loss: Objective
+    heldout_loss: Objective
     optimizer: optax.GradientTransformation
     ema: Callable[[jax.Array], jax.Array]
     plan: SamplingPlan
@@ -102,9 +123,9 @@ def load_data(config: ConfigDict) -> Dataset:
 
 
 def describe(config: ConfigDict, dataset: Dataset | None = None) -> DataInfo:
-    """What the network must know of the data, without reading them where the config says it all."""
+    """What the network must know of the data, without reading prepared data of which the config says it all."""
     c = config.data
-    if dataset is None and c.image_size and c.channels and not c.labels:
+    if dataset is None and c.source.startswith("tfds:") and c.image_size and c.channels and not c.labels:
         return DataInfo((c.image_size, c.image_size, c.channels), 256, None)
     dataset = dataset or load_data(config)
     return DataInfo(dataset.shape, dataset.levels, dataset.num_classes)
@@ -112,6 +133,7 @@ def describe(config: ConfigDict, dataset: Dataset | None = None) -> DataInfo:
 
 def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     """The experiment of a config; ConfigError, in one line, naming the field that cannot be met."""
+    check_numbers(config)
     data = describe(config) if data is None else data
     sde = _process(config.sde)
     net = _network(config, data)
@@ -131,7 +153,6 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
         "half_sum": choose(_REDUCTIONS, config.loss.reduction, "loss.reduction"),
         "levels": data.levels,
         "centered": config.data.centered,
-        "dequantize": config.data.dequantize,
     }
     if not 0 < config.loss.t_min < sde.T:
         raise ConfigError(f"config.loss.t_min={config.loss.t_min} must lie between 0 and {sde.T}")
@@ -144,7 +165,7 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
         net=net,
         parameterization=parameterization,
         params=params,
-        loss=objective(denoiser, flip=config.data.flip, **loss),
+        loss=objective(denoiser, flip=config.data.flip, dequantize=config.data.dequantize, **loss),
         heldout_loss=objective(denoiser, **loss),
         optimizer=_section(adam, "optimizer", **config.optimizer),
         ema=_section(ema_decay, "ema", batch_size=config.training.batch_size, **config.ema),
@@ -152,13 +173,33 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     )
 
 
+def check_numbers(config: ConfigDict) -> None:
+    """ConfigError naming the first number that is too small, or a number of steps that the calls do not make up."""
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"config.seed={config.seed} must be at least 0 and below 2**32")
+    for field, least in _LEAST.items():
+        section, name = field.split(".")
+        if config[section][name] < least:
+            raise ConfigError(f"config.{field}={config[section][name]} must be at least {least}")
+    k = config.training.steps_per_call
+    for name in _CADENCES:
+        if config.training[name] % k:
+            raise ConfigError(
+                f"config.training.{name}={config.training[name]} must be a multiple of steps_per_call={k}"
+            )
+
+
 def _process(config: ConfigDict) -> SDE:
-    if ":" in config.name:
-        sde = _section(_imported(config.name, "sde.name"), "sde", config)
-        if not isinstance(sde, SDE):
-            raise ConfigError(f"config.sde.name={config.name!r} made a {type(sde).__name__}, not a diffuse_jax.SDE")
-        return sde
-    return choose(_PROCESSES, config.name, "sde.name")(config)
+    own = ":" in config.name
+    for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
+        if not own and not 0 < config[low] < config[high]:
+            raise ConfigError(f"config.sde.{low}={config[low]} must be positive and below {high}={config[high]}")
+    sde = _section(
+        _imported(config.name, "sde.name") if own else choose(_PROCESSES, config.name, "sde.name"), "sde", config
+    )
+    if not isinstance(sde, SDE):
+        raise ConfigError(f"config.sde.name={config.name!r} made a {type(sde).__name__}, not a diffuse_jax.SDE")
+    return sde
 
 
 def _network(config: ConfigDict, data: DataInfo) -> LinenNet:
@@ -183,7 +224,7 @@ def _dtype(name: str) -> Any:
 def _parameter_shapes(net: LinenNet, data: DataInfo) -> Any:
     try:
         return jax.eval_shape(lambda key: net.init(key, data.shape), jax.random.key(0))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # Flax has types of its own, and a module of one's own may raise any
         raise ConfigError(f"config.model does not fit data of shape {data.shape}: {_line(error)}") from error
 
 
@@ -191,16 +232,17 @@ def _imported(path: str, field: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # an import runs a file, which may raise anything
         raise ConfigError(f"config.{field}={path!r} cannot be imported: {_line(error)}") from error
 
 
 def _section(make: Callable[..., Any], section: str, *values: Any, **options: Any) -> Any:
     try:
         return make(*values, **options)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # what is made may be the user's own
         raise ConfigError(f"config.{section}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    words = " ".join(str(error).split())
+    return words if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: {words}"

@@ -10,7 +10,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from diffuse_jax.config.schema import base
+
 __all__ = ["ConfigError", "experiments", "override", "read", "resolve"]
+
+
+_KINDS = {int: "an integer", float: "a number", bool: "true or false", tuple: "a tuple, such as 1,2"}
 
 
 class ConfigError(ValueError):
@@ -30,14 +35,16 @@ def experiments() -> dict[str, pathlib.Path]:
 
 
 def resolve(name: str) -> str:
-    """The file of an experiment: `name` itself where it is a file, else the built-in experiment of that name. What
-    follows a colon is the argument of its get_config and is kept. ConfigError where there is neither."""
+    """The file of an experiment: `name` itself where it is a file, else the built-in experiment of that name, which may
+    be spelled NAME, NAME.py or experiments/NAME.py. What follows a colon is the argument of its get_config and is kept.
+    ConfigError where there is neither."""
     path, colon, argument = name.partition(":")
     if os.path.isfile(path):
         return name
     known = experiments()
-    stem = os.path.basename(path).removesuffix(".py")
-    if stem not in known:
+    folder, file = os.path.split(path)
+    stem = file.removesuffix(".py")
+    if stem not in known or folder not in ("", "experiments"):
         raise ConfigError(
             f"--config={name}: there is no such file or built-in experiment; the built-in ones are {', '.join(known)}"
         )
@@ -51,6 +58,8 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     path = resolve(name)
     file, _, argument = path.partition(":")
+    if not file.endswith(".py"):
+        raise ConfigError(f"--config={name}: an experiment is a Python file that ends in .py")
     try:
         spec = importlib.util.spec_from_file_location("diffuse_jax_experiment", file)
         assert spec is not None and spec.loader is not None  # a path that ends in .py always has them
@@ -65,22 +74,35 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """`config`, locked, with "--config.section.field=value" overrides applied, parsed by the type of the field.
-
-    ConfigError, in one line, for an unknown field or a value of another type.
+    """`config`, locked, with "--config.section.field=value" overrides applied, parsed by the type of the field; None
+    empties a field that `base()` leaves empty. ConfigError, in one line, for an unknown field or a value of another
+    type.
     """
     for argument in overrides:
         if not argument.startswith(("--config.", "--noconfig.")):
             raise ConfigError(f"unknown argument {argument!r}: overrides read --config.section.field=value")
     values = flags.FlagValues()
     config.lock()
-    argv = ["diffuse-jax", *overrides]
+    overrides = list({argument.partition("=")[0]: argument for argument in overrides}.values())  # the last one counts
+    emptied = [argument for argument in overrides if _empties(argument)]
+    argv = ["diffuse-jax", *(argument for argument in overrides if argument not in emptied)]
     try:
+        for argument in emptied:
+            section, name = argument.removeprefix("--config.").removesuffix("=None").split(".")
+            config[section][name] = None
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
         return values.config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(_one_line(config, overrides, error)) from error
+
+
+def _empties(argument: str) -> bool:
+    """Whether it is "--config.section.field=None" for a field that is empty by default."""
+    path, _, value = argument.removeprefix("--config.").partition("=")
+    section, _, name = path.partition(".")
+    defaults = base()
+    return value == "None" and name in defaults.get(section, ()) and defaults[section][name] is None
 
 
 def _one_line(config: ConfigDict, overrides: Sequence[str], error: Exception) -> str:
@@ -92,9 +114,13 @@ def _one_line(config: ConfigDict, overrides: Sequence[str], error: Exception) ->
             if not isinstance(section, ConfigDict) or part not in section:
                 where = ".".join(["config", *path.split(".")[:depth]])
                 return f"--config.{path}: {where} has no field {part!r}{_suggestion(part, section)}"
+            kind = section.get_type(part)
             section = section[part]
-    words = error.args[-1] if len(error.args) > 1 else error
-    message = " ".join(str(words).split())
+        if isinstance(section, ConfigDict):
+            return f"--config.{path} is a section: give one of its fields, {', '.join(section)}"
+        if argument in str(error):
+            return f"{argument} must be {_KINDS.get(kind, kind.__name__)}"
+    message = " ".join(str(error).split())
     return message if "config." in message else f"{' '.join(overrides)}: {message}"
 
 

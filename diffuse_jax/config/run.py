@@ -35,9 +35,14 @@ _FREE_FIELDS = (
 )
 
 
-def write_run(workdir: str | os.PathLike[str], config: ConfigDict, data: DataInfo) -> None:
-    """Records the config of a run, replacing that of the same run before."""
-    write_json_atomic(pathlib.Path(workdir) / _CONFIG, {"config": config.to_dict(), "data": data.as_json()})
+def write_run(workdir: str | os.PathLike[str], config: ConfigDict, data: DataInfo, rows: int | None = None) -> None:
+    """Records the config of a run, its data and, where known, their number of training rows, in place of what was
+    recorded before. ConfigError where JSON cannot hold a field."""
+    content = {"config": config.to_dict(), "data": data.as_json(), "rows": rows}
+    try:
+        write_json_atomic(pathlib.Path(workdir) / _CONFIG, content)
+    except TypeError as error:
+        raise ConfigError(f"a field of the config is not a number, a string, a boolean or a tuple: {error}") from error
 
 
 def is_run(workdir: str | os.PathLike[str]) -> bool:
@@ -59,8 +64,11 @@ def read_run(workdir: str | os.PathLike[str]) -> tuple[ConfigDict, DataInfo]:
     try:
         stored, data = _tuples(content["config"]), _tuples(content["data"])
         config = base()
+        # A network or process of one's own ("module:name") reads what fields it likes.
         name = stored["model"]["name"]
         config.model = ConfigDict(stored["model"]) if ":" in name else network(name)
+        if ":" in stored["sde"]["name"]:
+            config.sde = ConfigDict(stored["sde"])
         config.lock()
         config.update(stored)
         return config, DataInfo(**data)
@@ -69,8 +77,9 @@ def read_run(workdir: str | os.PathLike[str]) -> tuple[ConfigDict, DataInfo]:
         raise CheckpointError(f"{folder / _CONFIG} does not fit this version of diffuse_jax: {line}") from error
 
 
-def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[str]) -> None:
-    """ConfigError naming every field in which a run's own config differs from `config`, where it may not change."""
+def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[str], rows: int | None = None) -> None:
+    """ConfigError naming every field in which a run's own config differs from `config`, where it may not change, and
+    its data where they have another shape or another number of training rows, of those known."""
     stored, stored_data = read_run(workdir)
     old, new = _flat(stored), _flat(config)
     differences = [
@@ -80,6 +89,9 @@ def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[st
     ]
     if stored_data != data:
         differences.append(f"the data were {stored_data} and are {data}")
+    stored_rows = read_json(pathlib.Path(workdir) / _CONFIG).get("rows")
+    if None not in (rows, stored_rows) and rows != stored_rows:
+        differences.append(f"the data had {stored_rows} training rows and have {rows}")
     if differences:
         raise ConfigError(
             f"--workdir={workdir} holds a run of another experiment: {'; '.join(differences)}. "
@@ -105,15 +117,16 @@ def load(workdir: str | os.PathLike[str], step: int | None = None) -> NetworkDen
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:
-    return {
-        f"{name}.{inner}" if isinstance(value, ConfigDict) else name: leaf
-        for name, value in config.items()
-        for inner, leaf in (value.items() if isinstance(value, ConfigDict) else [("", value)])
-    }
+    """The fields by their dotted names."""
+    fields: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = _flat(value) if isinstance(value, ConfigDict) else None
+        fields |= {name: _tuples(value)} if inner is None else {f"{name}.{key}": leaf for key, leaf in inner.items()}
+    return fields
 
 
 def _tuples(value: Any) -> Any:
     """JSON's lists as the tuples that they were."""
     if isinstance(value, dict):
         return {name: _tuples(inner) for name, inner in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value

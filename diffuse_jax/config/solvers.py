@@ -52,6 +52,8 @@ def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
     """The plan of `config.sampling`; ConfigError naming the field that cannot be met."""
     name = _SHORT.get(config.solver, config.solver)
     predictor, plus, corrector = name.partition("+")
+    if config.steps < 1:
+        raise ConfigError(f"config.sampling.steps={config.steps} must be at least 1")
     solver = choose(SOLVERS, predictor, "sampling.solver")(config)
     if plus:
         if solver.evaluations is None:

@@ -1,4 +1,4 @@
-"""Evaluation: samples, held-out loss and likelihood, distances between sets of images, a check for copies, and pictures."""
+"""Evaluation: samples, held-out loss and likelihood, distances between sets of images, a check for copies, pictures."""
 
 from diffuse_jax.evaluation.digits import digits_report
 from diffuse_jax.evaluation.draw import Drawn, Sampler

@@ -1,4 +1,4 @@
-"""Many rows through one compiled function, a chunk at a time: constant memory, one compilation, every device at work."""
+"""Many rows through one compiled function, a chunk at a time: constant memory, one compilation, all devices at work."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from diffuse_jax.training.sharding import batch_sharding
 
-__all__ = ["map_chunks"]
+__all__ = ["map_chunks", "shard"]
 
 
 def map_chunks(
@@ -18,8 +18,9 @@ def map_chunks(
 ) -> Any:
     """The rows 0 … n − 1 of `run`, as a tree of NumPy arrays (n, …).
 
-    `run(index)` gives a tree of arrays whose leading axis is that of `index`, always as long: `batch_size`, or n where that is less, rounded up to
-    a multiple of the devices. The last chunk repeats row n − 1 and is cut. `progress` names a bar on stderr.
+    `run(index)` gives a tree of arrays whose leading axis is that of `index`, always as long: `batch_size`, or n where
+    that is less, rounded up to a multiple of the devices. The last chunk repeats row n − 1 and is cut. `progress` names
+    a bar on stderr.
     """
     size = -(-min(batch_size, n) // mesh.size) * mesh.size
     parts = []

@@ -12,6 +12,7 @@ from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.evaluation.chunks import map_chunks, shard
 from diffuse_jax.sampling import sample_keys, solve
 from diffuse_jax.solvers import Solver
+from diffuse_jax.training.sharding import replicated
 
 __all__ = ["Drawn", "Sampler"]
 
@@ -27,8 +28,8 @@ class Drawn(NamedTuple):
 class Sampler:
     """A solver on a grid of times, compiled once for chunks of `batch_size` samples spread over `mesh`.
 
-    `finish` is that of `diffuse_jax.sample`. A call draws the samples 0 … n − 1 of a seed; a denoiser with other parameters does not
-    recompile.
+    `finish` is that of `diffuse_jax.sample`. A call draws the samples 0 … n − 1 of a seed; a denoiser with other
+    parameters does not recompile.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Sampler:
             fixed = solver.evaluations
             count = solution.memory if fixed is None else fixed * (times.shape[0] - 1)
             evaluations = jax.numpy.broadcast_to(count, keys.shape[:1])
-            return x, evaluations, jax.numpy.moveaxis(solution.path, 0, 1) if path else None
+            return x, evaluations, None if solution.path is None else jax.numpy.moveaxis(solution.path, 0, 1)
 
         self._run = run
 
@@ -57,10 +58,10 @@ class Sampler:
         path: bool = False,
         progress: str | None = None,
     ) -> Drawn:
-        """Samples 0 … n − 1 of `seed`, with class `labels` (n,) where given. FloatingPointError where one is not finite, as where the
-        adaptive solver ran out of steps."""
-
+        """Samples 0 … n − 1 of `seed`, with class `labels` (n,) where given. FloatingPointError where one is not
+        finite, as where the adaptive solver ran out of steps."""
         every_key = sample_keys(seed, 0, n)
+        denoise = jax.device_put(denoise, replicated(self._mesh))
 
         def chunk(index: np.ndarray) -> Any:
             keys = every_key[index]
@@ -71,6 +72,7 @@ class Sampler:
         bad = ~np.isfinite(drawn.x).reshape(n, -1).all(axis=1)
         if bad.any():
             raise FloatingPointError(
-                f"{bad.sum()} of {n} samples are not finite, the first being sample {bad.argmax()}"
+                f"{bad.sum()} of {n} samples are not finite, the first being sample {bad.argmax()}: "
+                "take more steps, or train longer"
             )
         return drawn

@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffuse_jax.data import preprocess
+from diffuse_jax.data.preprocess import preprocess
 from diffuse_jax.data.sources import Source
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.evaluation.chunks import map_chunks, shard
 from diffuse_jax.likelihood import log_prob, nats_to_bits_per_dim
 from diffuse_jax.sampling import sample_keys
-from diffuse_jax.training.step import Loss, Rows
+from diffuse_jax.training.objective import Objective
+from diffuse_jax.training.sharding import replicated
+from diffuse_jax.training.step import Rows
 
 __all__ = ["HeldoutLoss", "Likelihoods", "likelihoods", "mean_and_error"]
 
@@ -26,26 +28,29 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 
 
 class HeldoutLoss:
-    """The loss of the first n rows of a source, each always with the same time and noise: two networks differ by their parameters alone.
-
-    A call maps parameters to losses (n,), and compiles once.
+    """The loss of the first n rows of a source, or of all where there are fewer, each always with the same time and
+    noise: two networks differ by their parameters alone. A call maps parameters to losses (n,), and compiles once.
     """
 
-    def __init__(self, loss: Loss, source: Source, n: int, *, seed: int, mesh: Mesh, batch_size: int) -> None:
+    def __init__(self, loss: Objective, source: Source, n: int, *, seed: int, mesh: Mesh, batch_size: int) -> None:
         self._source, self._n, self._mesh, self._batch_size = source, min(n, len(source)), mesh, batch_size
         self._keys = sample_keys(seed, 0, self._n)
         self._run = jax.jit(lambda params, batch, rows: loss(params, batch, rows, None))
 
     def __call__(self, params: Any) -> np.ndarray:
+        params = jax.device_put(params, replicated(self._mesh))
+
         def chunk(index: np.ndarray) -> jax.Array:
             rows = Rows(keys=self._keys[index], index=jnp.asarray(index, jnp.int32), total=self._n)
             return self._run(params, shard(self._mesh, self._source[index]), shard(self._mesh, rows))
 
-        return map_chunks(chunk, self._n, self._batch_size, self._mesh)
+        losses: np.ndarray = map_chunks(chunk, self._n, self._batch_size, self._mesh)
+        return losses
 
 
 class Likelihoods(NamedTuple):
-    """Of each row: log p in nats of the (dequantized) data in the model's range, bits a dimension, evaluations; all (n,)."""
+    """Of each row: log p in nats of the (dequantized) data in the model's range, bits a dimension, evaluations of the
+    network; all (n,)."""
 
     log_prob: np.ndarray
     bits_per_dim: np.ndarray
@@ -68,13 +73,14 @@ def likelihoods(
     batch_size: int,
     progress: str | None = None,
 ) -> Likelihoods:
-    """The likelihoods of the first n rows of a source. Discrete data (`levels`) are dequantized uniformly, and their bits are an upper bound on
-    a code length; bits of continuous data are those of the density itself. FloatingPointError where a solve did not finish."""
+    """The likelihoods of the first n rows of a source. Discrete data (`levels`) are dequantized uniformly, and their
+    bits are an upper bound on a code length; bits of continuous data are those of the density itself.
+    FloatingPointError where a solve did not finish."""
     keys = sample_keys(seed, 0, n)
     low, high = (-1.0, 1.0) if centered else (0.0, 1.0)
 
     @jax.jit
-    def run(denoise: Denoiser, batch: dict[str, jax.Array], keys: jax.Array) -> Likelihoods:
+    def run(denoise: Denoiser, batch: dict[str, jax.Array], keys: jax.Array) -> tuple[jax.Array, ...]:
         # Stream 0 of a key makes the probe of the trace, stream 1 the dequantization.
         stream = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
         x = preprocess(batch["x"], stream, levels=levels, centered=centered, dequantize=levels is not None)
@@ -83,12 +89,14 @@ def likelihoods(
         # Cells of size 1 leave a density as it is.
         levels_in_range, span = (levels, (low, high)) if levels is not None else (1, (0.0, 1.0))
         bits = nats_to_bits_per_dim(nats.log_prob, dims, levels=levels_in_range, range=span)
-        return Likelihoods(nats.log_prob, bits, nats.evaluations)
+        return nats.log_prob, bits, nats.evaluations
+
+    denoise = jax.device_put(denoise, replicated(mesh))
 
     def chunk(index: np.ndarray) -> Any:
         return run(denoise, shard(mesh, source[index]), shard(mesh, keys[index]))
 
-    found = map_chunks(chunk, n, batch_size, mesh, progress=progress)
+    found = Likelihoods(*map_chunks(chunk, n, batch_size, mesh, progress=progress))
     unfinished = int(np.sum(~np.isfinite(found.log_prob)))
     if unfinished:
         raise FloatingPointError(

@@ -4,7 +4,6 @@
 the left-point rule is DDIM, the trapezoid is Heun.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import diffrax
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from diffuse_jax._pytree import pytree, static
 from diffuse_jax.denoiser import Denoised, Denoiser, unbind
 from diffuse_jax.sde import Array, expand
 from diffuse_jax.solvers.base import Noise, Solver
@@ -83,7 +83,7 @@ def integrate(field: Any, y: Any, t: Array, s: Array, args: Any, *, rtol: Any, a
         diffrax.Dopri5(),
         t0=t,
         t1=s,
-        dt0=None,
+        dt0=0.01 * (s - t),
         y0=y,
         args=args,
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
@@ -92,8 +92,8 @@ def integrate(field: Any, y: Any, t: Array, s: Array, args: Any, *, rtol: Any, a
     )
     done = solution.result == diffrax.RESULTS.successful
     end = jax.tree.map(lambda leaf: jnp.where(done, leaf[-1], jnp.nan), solution.ys)
-    # Six stages a step (the seventh is the next step's first), and three to start: the first stage and two to choose the first step size.
-    return Integrated(end, 6 * solution.stats["num_steps"] + 3)
+    # Six stages a step, accepted or not (the seventh is the next step's first), and the first stage of all.
+    return Integrated(end, 6 * solution.stats["num_steps"] + 1)
 
 
 def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> Solver:
@@ -101,15 +101,22 @@ def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> S
 
     The memory is the number of evaluations so far, (batch,). A sample that needs more than `max_steps` steps in an interval becomes NaN.
     """
-    return Solver(step=Partial(functools.partial(_adaptive, max_steps), rtol, atol), init=_count)
+    return Solver(step=Partial(_adaptive, _Limit(max_steps), rtol, atol), init=_count)
 
 
 def _count(x: Array, times: Array, denoise: Denoiser) -> Array:
     return jnp.zeros(x.shape[0], jnp.int32)
 
 
+@pytree
+class _Limit:
+    """What a compilation depends on, compared by value."""
+
+    max_steps: int = static()
+
+
 def _adaptive(
-    max_steps: int,
+    limit: _Limit,
     rtol: Array,
     atol: Array,
     noise: Noise,
@@ -127,7 +134,7 @@ def _adaptive(
 
     def solve(y: Array, cond: Any) -> Integrated:
         one_cond = jax.tree.map(lambda leaf: leaf[None], cond)
-        return integrate(field, y, t, s, (denoise, one_cond), rtol=rtol, atol=atol, max_steps=max_steps)
+        return integrate(field, y, t, s, (denoise, one_cond), rtol=rtol, atol=atol, max_steps=limit.max_steps)
 
     end = jax.vmap(solve)(x, cond)
     return end.y, end.y, evaluations + end.evaluations

@@ -4,7 +4,6 @@ On data N(0, v) the stationary variance of this step is v/(1 − ε/(2v)). The s
 multiplies ε by 1 − β_i for VP, which tends to 1 with the number of steps, and is left out.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from diffuse_jax._pytree import pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.base import Noise, Solver
@@ -30,18 +30,25 @@ def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solv
         raise ValueError(f"langevin: norm={norm!r} must be None or 'batch'")
     if steps < 1:
         raise ValueError(f"langevin: steps={steps} must be at least 1")
-    return Solver(step=Partial(functools.partial(_langevin, rules[norm], steps), snr), evaluations=steps)
+    return Solver(step=Partial(_langevin, _Form(rules[norm], steps), snr), evaluations=steps)
 
 
 def annealed_langevin(epsilon: float = 2e-5, sigma_last: float = 0.01, steps: int = 100) -> Solver:
     """`steps` Langevin steps at time t with ε = epsilon·(σ_t/sigma_last)²: NCSN's rule in its own numbers, sigma_last being the smallest σ of its
     schedule (1907.05600, algorithm 1, in NCSNv2's convention x + ε·score + √(2ε)·z). It is `langevin` with 2·snr² = epsilon/sigma_last²."""
-    return langevin(snr=jnp.sqrt(epsilon / 2) / sigma_last, steps=steps)
+    return langevin(snr=(epsilon / 2) ** 0.5 / sigma_last, steps=steps)
+
+
+@pytree
+class _Form:
+    """What a compilation depends on, compared by value."""
+
+    rule: Callable[..., Array] = static()
+    steps: int = static()
 
 
 def _langevin(
-    rule: Callable[..., Array],
-    steps: int,
+    form: _Form,
     snr: Array,
     noise: Noise,
     x: Array,
@@ -56,12 +63,12 @@ def _langevin(
         x, _ = carry
         z = noise(i)
         score = -denoise(x, t).eps / sigma
-        epsilon = rule(snr, sigma, z, score)
+        epsilon = form.rule(snr, sigma, z, score)
         x_mean = x + epsilon * score
         return (x_mean + jnp.sqrt(2 * epsilon) * z, x_mean), None
 
     # One step needs no loop, and a network in a loop within a loop is slow on CPU.
-    (x, x_mean), _ = jax.lax.scan(move, (x, x), jnp.arange(steps), unroll=steps == 1)
+    (x, x_mean), _ = jax.lax.scan(move, (x, x), jnp.arange(form.steps), unroll=form.steps == 1)
     return x, x_mean, memory
 
 

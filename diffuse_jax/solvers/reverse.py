@@ -47,7 +47,8 @@ def ancestral(variance: str = "posterior") -> Solver:
     """x_mean = (x − (σ²_{t|s}/σ_t)·eps)/a, the mean of x(s) given x(t) and x0, plus noise. Weak order 1.
 
     `variance="posterior"` adds noise of variance σ²_{t|s}·σ_s²/σ_t², exact for a point mass (score_sde's VE ancestral sampler, and DDIM at
-    η = 1); "beta" adds σ²_{t|s}, exact for unit-variance data (score_sde's VP ancestral sampler, DDPM's σ² = β). Raises ValueError otherwise.
+    η = 1); "beta" adds σ²_{t|s}, exact where the variance of x(t) is constant, as of unit-variance Gaussian data
+    under VP (score_sde's VP ancestral sampler, DDPM's σ² = β). Raises ValueError otherwise.
     """
     choices = {"posterior": _posterior_std, "beta": _beta_std}
     if variance not in choices:

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax.data import preprocess
+from diffuse_jax.data.preprocess import preprocess
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.losses import denoising_score_matching, stratify
 from diffuse_jax.sde import SDE
-from diffuse_jax.training.step import Loss, Rows
+from diffuse_jax.training.step import Rows
 
-__all__ = ["objective"]
+__all__ = ["Objective", "objective"]
+
+# What `train_step` takes as its loss, and with rng=None the same without dropout.
+Objective = Callable[[Any, dict[str, jax.Array], Rows, jax.Array | None], jax.Array]
 
 
 def objective(
@@ -28,7 +31,7 @@ def objective(
     centered: bool,
     flip: bool = False,
     dequantize: bool = False,
-) -> Loss:
+) -> Objective:
     """The loss(params, batch, rows, rng) -> (B,) that `train_step` takes; a batch is {"x": uint8 images or float
     vectors, optionally "label": integers}.
 

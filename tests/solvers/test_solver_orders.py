@@ -1,4 +1,4 @@
-"""The orders that solvers state, regressed on VP, sub-VP and VE: pathwise against SciPy's flow, in moments by exact recursion."""
+"""The orders that solvers state, regressed: pathwise against SciPy's flow, in moments by exact recursion."""
 
 from typing import Any
 
@@ -55,12 +55,14 @@ STOCHASTIC = {
     "ddim 1": solvers.ddim(1.0),
 }
 DATA_MEAN, DATA_VARIANCE = 0.7, 0.3
+# Nearer to 0 the first-order terms of Euler–Maruyama on VE all but cancel: its slope is 2 until steps are very small.
+MOMENT_STOP = 0.4
 
 
 def moments_at_the_end(name: str, solver: Solver) -> np.ndarray:
-    """Mean and variance (counts, 2) at STOP, exactly: on Gaussian data a step is x ↦ p·x + q + c·z, and p, q, c are three evaluations."""
+    """Mean and variance (counts, 2) at MOMENT_STOP, exactly: on Gaussian data a step is x ↦ p·x + q + c·z."""
     oracle = Gaussian(SDES[name], jnp.asarray([DATA_MEAN]), jnp.asarray([[DATA_VARIANCE]]))
-    grids = [np.linspace(1, STOP, n + 1) for n in COUNTS]
+    grids = [np.linspace(1, MOMENT_STOP, n + 1) for n in COUNTS]
 
     @jax.jit
     @jax.vmap
@@ -92,9 +94,13 @@ def exact_moments(name: str, t: float) -> tuple[float, float]:
 @pytest.mark.parametrize("solver", STOCHASTIC.values(), ids=STOCHASTIC)
 @in_float64
 def test_a_stochastic_solver_has_its_weak_order_in_exact_moments(name: str, solver: Solver) -> None:
-    errors = np.abs(moments_at_the_end(name, solver) - exact_moments(name, STOP))
+    errors = np.abs(moments_at_the_end(name, solver) - exact_moments(name, MOMENT_STOP))
     assert abs(slope(COUNTS, errors[:, 1]) - solver.weak_order) < 0.2, errors
-    assert abs(slope(COUNTS, errors[:, 0]) - solver.weak_order) < 0.2, errors
+    if name == "ve" or solver not in (STOCHASTIC["euler_maruyama"], STOCHASTIC["reverse_diffusion"]):
+        # What is written in x0 and eps moves the mean exactly: there eps = 0. So do all where f = 0.
+        np.testing.assert_allclose(errors[:, 0], 0, atol=1e-12)
+    else:
+        assert abs(slope(COUNTS, errors[:, 0]) - solver.weak_order) < 0.2, errors
 
 
 def test_solvers_state_their_evaluations() -> None:

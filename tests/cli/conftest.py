@@ -1,0 +1,48 @@
+"""Runs that several proofs look at, each trained once."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from cli_models import TINY, run
+
+from diffuse_jax.training import make_mesh
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Eight steps of a tiny MLP on toy2d. Nothing may be changed in it but by the commands that add to it."""
+    folder = tmp_path_factory.mktemp("toy") / "run"
+    assert run("train", *TINY, f"--workdir={folder}") == 0
+    return folder
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands run on one device, which compiles sooner than eight."""
+    mesh = make_mesh(jax.devices()[:1])
+    monkeypatch.setattr("diffuse_jax.cli.train.make_mesh", lambda: mesh)
+    monkeypatch.setattr("diffuse_jax.cli.run.make_mesh", lambda: mesh)
+
+
+@pytest.fixture(scope="session")
+def normal_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A run on draws of N(0, I₂) whose denoiser is exact."""
+    folder = tmp_path_factory.mktemp("normal")
+    np.save(folder / "normal.npy", np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32))
+    (folder / "normal.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "from diffuse_jax.config import base\n"
+        "def get_config():\n"
+        "    config = base()\n"
+        "    config.ema.rate = 0.9\n"
+        "    config.evaluation.trace = 'exact'\n"
+        f"    config.data.source = {str(folder / 'normal.npy')!r}\n"
+        "    config.model = ConfigDict({'name': 'cli_models:ExactNormal'})\n"
+        "    config.parameterization.label = 'sigma'\n"
+        "    return config\n"
+    )
+    tiny = [argument for argument in TINY[1:] if ".model." not in argument]
+    assert run("train", f"--config={folder / 'normal.py'}", *tiny, f"--workdir={folder / 'run'}") == 0
+    return folder / "run"

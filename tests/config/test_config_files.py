@@ -1,0 +1,117 @@
+"""Experiment files: each one builds, a name finds it, an override takes effect, and what was recorded comes back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffuse_jax.config import ConfigError, base, build, describe, experiments, network, override, read, resolve
+from diffuse_jax.config.run import check_fits, read_run, write_run
+from diffuse_jax.nets import param_count
+from diffuse_jax.training.step import Rows
+
+PUBLISHED = {"cifar10_ve_ncsnpp_continuous": 62_758_915, "cifar10_vp_ddpmpp_continuous": 61_804_419}
+
+
+@pytest.mark.parametrize("name", list(experiments()))
+def test_every_experiment_builds_with_the_published_number_of_parameters(name):
+    experiment = build(read(name))
+    count = param_count(experiment.params)
+    assert count == PUBLISHED.get(name, count)
+    assert param_count(jax.eval_shape(experiment.create_state).ema) == count
+    denoised = jax.eval_shape(
+        lambda params, x: experiment.denoiser(params)(x, 0.5), experiment.params, jnp.zeros((2, *experiment.data.shape))
+    )
+    assert denoised.x0.shape == (2, *experiment.data.shape)
+
+
+def test_the_published_processes_are_those_of_the_published_settings():
+    ve, vp = (build(read(name)) for name in PUBLISHED)
+    np.testing.assert_allclose([ve.sde.sigma(0.0), ve.sde.sigma(1.0), ve.sde.alpha(1.0)], [0.01, 50, 1], rtol=1e-5)
+    np.testing.assert_allclose(vp.sde.alpha(1.0), np.exp(-(0.1 + 20) / 4), rtol=1e-5)
+    assert len(ve.plan.times) == len(vp.plan.times) == 1001
+    assert ve.plan.evaluations(()) == 2000
+
+
+def test_a_name_finds_the_built_in_experiment_and_a_file_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    built_in = str(experiments()["toy2d"])
+    for name in ("toy2d", "toy2d.py", "experiments/toy2d.py", built_in):
+        assert resolve(name) == built_in
+    assert resolve("toy2d:rings") == f"{built_in}:rings" and read("toy2d:rings").data.source == "rings"
+    (tmp_path / "toy2d.py").write_text("from diffuse_jax.config import base\ndef get_config(): return base()\n")
+    assert resolve("toy2d.py") == "toy2d.py" and read("toy2d.py").data.source == "digits"
+    for name in ("elsewhere/toy2d.py", "/nowhere/digits"):
+        with pytest.raises(ConfigError, match=name):
+            resolve(name)
+
+
+def test_overrides_are_read_by_the_type_of_their_field():
+    config = override(
+        base(),
+        [
+            "--config.training.steps=7",
+            "--config.model.ch_mult=1,2",
+            "--config.data.flip",
+            "--noconfig.data.centered",
+            "--config.ema.rate=0.5",
+            "--config.sde.beta_max=3",
+            "--config.data.image_size=8",
+            "--config.data.image_size=None",
+        ],
+    )
+    assert (config.training.steps, config.model.ch_mult, config.ema.rate) == (7, (1, 2), 0.5)
+    assert config.data.flip is True and config.data.centered is False
+    assert isinstance(config.sde.beta_max, float) and config.sde.beta_max == 3
+    assert config.data.image_size is None
+    with pytest.raises(ConfigError, match=r"config.training.steps=None must be an integer"):
+        override(base(), ["--config.training.steps=None"])
+
+
+def test_a_recorded_run_comes_back_as_it_was(tmp_path):
+    config = read("digits", ["--config.model.ch_mult=1,", "--config.ema.halflife_images=10"])
+    write_run(tmp_path, config, describe(config), 1617)
+    stored, data = read_run(tmp_path)
+    assert stored.to_dict() == config.to_dict() and (data.shape, data.levels) == ((8, 8, 1), 17)
+    assert stored.is_locked and stored.model.ch_mult == (1,)
+    # A field that is empty may still be filled.
+    assert override(stored, ["--config.data.channels=1"]).data.channels == 1
+
+
+@pytest.mark.parametrize("fields", [{"widths": [8, 8]}, {"widths": (8, 8)}])
+def test_fields_of_ones_own_are_recorded_and_compared(tmp_path, fields):
+    config = base()
+    config.model = ConfigDict({"name": "package.module:Network", "inner": {"depth": 2}, **fields})
+    config.sde = ConfigDict({"name": "package.module:process", "bend": 1.5})
+    data = describe(config)
+    write_run(tmp_path, config, data, 90)
+    check_fits(config, data, tmp_path, 90)
+    with pytest.raises(ConfigError, match="the data had 90 training rows and have 95"):
+        check_fits(config, data, tmp_path, 95)
+    config.model.inner.depth = 3
+    config.training.steps = 10
+    config.sampling.steps = 10
+    with pytest.raises(ConfigError, match=r"config.model.inner.depth was 2 and is 3\. Give"):
+        check_fits(config, data, tmp_path)
+
+
+def test_a_network_lists_every_field_of_its_module_and_no_other():
+    assert set(network("mlp")) == {"name", "width", "depth", "dropout"}
+    with pytest.raises(ConfigError, match=r"config\.model: .*no_such_field"):
+        config = base()
+        config.model = network("mlp", no_such_field=3)
+        build(config, describe(read("toy2d")))
+
+
+def test_the_heldout_loss_has_no_flips_and_no_dequantization():
+    tiny = [f"--config.model.{option}" for option in ("nf=4", "ch_mult=1,", "attn_resolutions=1,", "num_res_blocks=1")]
+    experiment = build(read("digits", [*tiny, "--config.data.flip=True", "--config.data.dequantize=True"]))
+    plain = build(read("digits", tiny), experiment.data)
+    rows = Rows(keys=jax.random.split(jax.random.key(0), 4), index=jnp.arange(4), total=4)
+    batch = {"x": np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1)).astype(np.uint8) * 15}
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), experiment.params)
+    three = (experiment.heldout_loss, plain.loss, experiment.loss)
+    heldout, without, with_both = (np.asarray(jax.jit(loss)(params, batch, rows, None)) for loss in three)
+    np.testing.assert_array_equal(heldout, without)
+    assert not np.allclose(heldout, with_both, rtol=1e-4)

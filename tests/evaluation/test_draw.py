@@ -1,0 +1,131 @@
+"""Chunks and devices change nothing: the rows of a map, the samples of a seed, and the likelihoods of a source."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from diffuse_jax import VP, NetworkDenoiser, log_prob, oracles, sample, sample_keys, solve, solvers, times
+from diffuse_jax.data.sources import Arrays
+from diffuse_jax.evaluation import Sampler, likelihoods
+from diffuse_jax.evaluation.chunks import map_chunks
+from diffuse_jax.likelihood import exact_trace, hutchinson_trace
+from diffuse_jax.sampling import last_mean
+from diffuse_jax.training import make_mesh
+
+SDE = VP()
+MEAN, COV = np.array([0.3, -0.2, 0.5]), np.array([[0.5, 0.2, 0.0], [0.2, 0.4, 0.1], [0.0, 0.1, 0.3]])
+GAUSSIAN = oracles.Gaussian(SDE, jnp.asarray(MEAN), jnp.asarray(COV))
+CHUNKS = [(1, 1), (1, 7), (1, 64), (8, 3)]
+
+
+def mesh(devices):
+    return make_mesh(jax.devices()[:devices])
+
+
+def sampler(solver, devices, batch_size):
+    return Sampler(solver, times.uniform(SDE, 6), last_mean, mesh=mesh(devices), batch_size=batch_size)
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), CHUNKS)
+@pytest.mark.parametrize("n", [1, 19])
+def test_mapped_chunks_come_back_in_order_and_cut_to_n(devices, batch_size, n):
+    sizes = []
+
+    def rows(index):
+        sizes.append(len(index))
+        return {"square": index**2, "pair": np.stack([index, -index], axis=1)}
+
+    out = map_chunks(rows, n, batch_size, mesh(devices))
+    np.testing.assert_array_equal(out["square"], np.arange(n) ** 2)
+    np.testing.assert_array_equal(out["pair"], np.stack([np.arange(n), -np.arange(n)], axis=1))
+    assert len(set(sizes)) == 1 and sizes[0] % devices == 0  # one compilation, and every device its share
+
+
+@pytest.mark.parametrize("solver", [solvers.euler_maruyama(), solvers.adaptive(1e-4, 1e-4)], ids=["steps", "adaptive"])
+def test_samples_are_those_of_the_library_whatever_chunks_and_devices(solver):
+    direct = solve(sample_keys(4, 0, 19), GAUSSIAN, solver, times.uniform(SDE, 6), path=True)
+    for devices, batch_size in CHUNKS if solver.evaluations else CHUNKS[1::2]:
+        drawn = sampler(solver, devices, batch_size)(GAUSSIAN, seed=4, n=19, path=True)
+        np.testing.assert_allclose(drawn.x, direct.mean, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(drawn.path, np.moveaxis(direct.path, 0, 1), rtol=2e-4, atol=2e-4)
+        count = np.full(19, 6) if solver.evaluations else direct.memory
+        np.testing.assert_array_equal(drawn.evaluations, count)
+
+
+def label_net(params, x, t, *, cond=None, rng=None):
+    return params * x + cond[:, None]
+
+
+def test_every_sample_has_its_own_label():
+    denoise = NetworkDenoiser(SDE, jnp.asarray(0.1), label_net, shape=(3,))
+    labels = np.arange(19) % 5
+    drawn = sampler(solvers.heun(), 8, 8)(denoise, seed=0, n=19, labels=labels)
+    for i in (0, 7, 18):
+        key = sample_keys(0, i, 1)
+        alone = sample(key, denoise, solvers.heun(), times.uniform(SDE, 6), cond=jnp.asarray(labels[i : i + 1]))
+        np.testing.assert_allclose(drawn.x[i], alone[0], rtol=1e-3)
+    # dx/dt grows with the label at every time, so one seed's samples are ordered by it.
+    one = [sampler(solvers.heun(), 1, 8)(denoise, seed=0, n=1, labels=np.array([k])).x for k in range(3)]
+    assert np.all(np.diff(np.concatenate(one), axis=0) < 0)
+
+
+def test_a_denoiser_with_other_parameters_does_not_compile_again(caplog):
+    draw = sampler(solvers.heun(), 1, 8)
+    denoise = NetworkDenoiser(SDE, jnp.asarray(0.1), label_net, shape=(3,))
+    draw(denoise, seed=0, n=8, labels=np.zeros(8, int))
+    size = draw._run._cache_size()
+    other = NetworkDenoiser(SDE, jnp.asarray(0.2), label_net, shape=(3,))
+    draw(other, seed=1, n=8, labels=np.ones(8, int))
+    assert draw._run._cache_size() == size == 1
+
+
+def test_samples_that_are_not_finite_are_refused():
+    broken = oracles.Gaussian(SDE, jnp.asarray([jnp.nan, 0, 0]), jnp.asarray(COV))
+    with pytest.raises(FloatingPointError, match="5 of 5 samples are not finite"):
+        sampler(solvers.heun(), 1, 8)(broken, seed=0, n=5)
+
+
+OPTIONS = {"centered": True, "t_min": 1e-5, "rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 16)])
+def test_the_likelihoods_of_gaussian_rows_are_those_of_scipy(devices, batch_size):
+    x = np.random.default_rng(0).multivariate_normal(MEAN, COV, 11).astype(np.float32)
+    found = likelihoods(
+        GAUSSIAN,
+        Arrays(x),
+        11,
+        seed=0,
+        levels=None,
+        trace=exact_trace,
+        mesh=mesh(devices),
+        batch_size=batch_size,
+        **OPTIONS,
+    )
+    expected = scipy.stats.multivariate_normal(MEAN, COV).logpdf(x)
+    # The prior N(0, I) stands for N(α·m, C) at T, α² = 4e-5: some 1e-3 nats.
+    np.testing.assert_allclose(found.log_prob, expected, atol=1e-2)
+    np.testing.assert_allclose(found.bits_per_dim, -found.log_prob / 3 / np.log(2), rtol=1e-6)
+    assert np.all(found.evaluations > 0)
+
+
+@pytest.mark.parametrize(("centered", "offset"), [(True, np.log2(17) - 1), (False, np.log2(17))])
+def test_the_bits_of_grey_levels_are_those_of_a_direct_call(centered, offset):
+    levels = np.random.default_rng(0).integers(0, 17, (5, 2, 2, 1))
+    images = np.round(levels * 255 / 16).astype(np.uint8)
+    denoise = NetworkDenoiser(SDE, jnp.asarray(0.9), lambda params, x, t: params * x, shape=(2, 2, 1))
+    options = OPTIONS | {"centered": centered}
+    found = likelihoods(
+        denoise, Arrays(images), 5, seed=3, levels=17, trace=hutchinson_trace, mesh=mesh(1), batch_size=8, **options
+    )
+    low, span = (-1, 2) if centered else (0, 1)
+    keys = sample_keys(3, 0, 5)
+    # Row i's uniform numbers come from streams 1 and then 1 of its key.
+    u = np.stack([jax.random.uniform(jax.random.fold_in(jax.random.fold_in(k, 1), 1), (2, 2, 1)) for k in keys])
+    x = low + span * (levels + u) / 17
+    del options["centered"]
+    direct = log_prob(denoise, jnp.asarray(x), trace=hutchinson_trace, keys=keys, **options)
+    np.testing.assert_allclose(found.log_prob, direct.log_prob, rtol=1e-4)
+    np.testing.assert_allclose(found.bits_per_dim, -found.log_prob / 4 / np.log(2) + offset, rtol=1e-5)
