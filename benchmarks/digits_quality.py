@@ -1,7 +1,8 @@
 """How good the samples of a run on digits are: python benchmarks/digits_quality.py runs/digits
 
-Draws 1,000 samples as `diffuse-jax sample` does and prints what `diffuse_jax.evaluation.digits_report` finds: the Fréchet ratio to the
-real digits, the share of each class, how many a support vector machine is sure of, and how many are close copies.
+Draws 1,000 samples as `diffuse-jax sample` does and prints what `diffuse_jax.evaluation.digits_report` finds: the
+Fréchet ratio to the real digits, the share of each class, how many a support vector machine is sure of, and how many
+are close copies.
 """
 
 import argparse

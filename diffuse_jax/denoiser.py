@@ -1,7 +1,8 @@
 """From a raw network to a denoiser, the only thing that a solver or a likelihood knows of it.
 
-A denoiser carries its process `sde` and is called as `denoise(x, t, cond=None) -> Denoised(x0, eps)` with x = α·x0 + σ·eps; the score
-is −eps/σ. Static parts compare by value, so that a denoiser built anew from equal parts does not recompile what it is passed to.
+A denoiser carries its process `sde` and is called as `denoise(x, t, cond=None) -> Denoised(x0, eps)` with x = α·x0 +
+σ·eps; the score is −eps/σ. Static parts compare by value, so that a denoiser built anew from equal parts does not
+recompile what it is passed to.
 """
 
 from collections.abc import Callable
@@ -35,7 +36,8 @@ class Denoised(NamedTuple):
 
 
 class Denoiser(Protocol):
-    """Any pytree with a process and this call: x (batch, …), t a scalar or (batch,), cond a pytree whose leaves lead with batch."""
+    """Any pytree with a process and this call: x (batch, …), t a scalar or (batch,), cond a pytree whose leaves lead
+    with batch."""
 
     @property
     def sde(self) -> SDE: ...
@@ -50,10 +52,12 @@ def score_of(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
 
 @pytree
 class NetworkDenoiser:
-    """The denoiser of a network `net(params, x, label, *, cond, rng) -> F`, any callable with F shaped like x (batch, …).
+    """The denoiser of a network `net(params, x, label, *, cond, rng) -> F`, any callable with F shaped like x (batch,
+    …).
 
-    `cond` and `rng` are passed only where present; `rng` turns on dropout. `shape` is that of one sample, where it is known, so that
-    sampling can start from the prior. `net`, `parameterization` and `shape` are static and compared by value; `params` may be None.
+    `cond` and `rng` are passed only where present; `rng` turns on dropout. `shape` is that of one sample, where it is
+    known, so that sampling can start from the prior. `net`, `parameterization` and `shape` are static and compared by
+    value; `params` may be None.
     """
 
     sde: SDE
@@ -95,9 +99,11 @@ class ScoreDenoiser:
 
 
 def from_score(sde: SDE, score: Callable[..., Array], shape: tuple[int, ...] | None = None) -> ScoreDenoiser:
-    """The denoiser of a hand-written `score(x, t)`, or `score(x, t, cond)`, shaped like x (batch, …); `shape` is that of one sample.
+    """The denoiser of a hand-written `score(x, t)`, or `score(x, t, cond)`, shaped like x (batch, …); `shape` is that
+    of one sample.
 
-    A plain function is compared by identity under jit; `jax.tree_util.Partial(function, arrays)` keeps its arrays as leaves.
+    A plain function is compared by identity under jit; `jax.tree_util.Partial(function, arrays)` keeps its arrays as
+    leaves.
     """
     return ScoreDenoiser(sde, jax.tree_util.Partial(score), shape)
 

@@ -1,7 +1,8 @@
-"""log p(x) by the probability-flow ODE (2011.13456, §4.3): log p(x) = log prior(x(T)) + ∫ ∇·(dx/dt) dt along the flow from t_min to T.
+"""log p(x) by the probability-flow ODE (2011.13456, §4.3): log p(x) = log prior(x(T)) + ∫ ∇·(dx/dt) dt along the flow
+from t_min to T.
 
-The density is that of x(t_min) under the process's own prior at T. Each sample is integrated to its own tolerance, so its value does not
-depend on its batch-mates.
+The density is that of x(t_min) under the process's own prior at T. Each sample is integrated to its own tolerance, so
+its value does not depend on its batch-mates.
 """
 
 import functools
@@ -31,7 +32,7 @@ Field = Callable[[Array], Array]
 
 
 class LogProb(NamedTuple):
-    """log p in nats (batch,), the flow's end x(T) (batch, …), and the denoiser's evaluations of each sample (batch,)."""
+    """log p in nats (batch,), the flow's end x(T) (batch, …), and the evaluations that each sample took (batch,)."""
 
     log_prob: Array
     latent: Array
@@ -39,7 +40,8 @@ class LogProb(NamedTuple):
 
 
 def exact_trace(field: Field, x: Array, probe: Array) -> tuple[Array, Array]:
-    """field(x) and its exact divergence at one sample x, from as many derivatives as x has entries; the probe is not used."""
+    """field(x) and its exact divergence at one sample x, from as many derivatives as x has entries; the probe is not
+    used."""
     value, derivative = jax.linearize(field, x)
     basis = jnp.eye(x.size, dtype=x.dtype)
     diagonal = jax.lax.map(
@@ -69,8 +71,9 @@ def log_prob(
 ) -> LogProb:
     """log p of x (batch, …), taken as draws of x(t_min), in nats.
 
-    `hutchinson_trace` needs `keys` (batch,) (`sample_keys`), from which one probe a sample is drawn and held fixed through the solve, as an
-    adaptive solver requires. A sample that needs more than `max_steps` steps becomes NaN. Raises ValueError where keys are missing.
+    `hutchinson_trace` needs `keys` (batch,) (`sample_keys`), from which one probe a sample is drawn and held fixed
+    through the solve, as an adaptive solver requires. A sample that needs more than `max_steps` steps becomes NaN.
+    Raises ValueError where keys are missing.
     """
     if keys is None:
         if trace is hutchinson_trace:
@@ -96,7 +99,8 @@ def log_prob(
 
 
 def dequantize(x: Array, u: Array, *, levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)) -> Array:
-    """Spreads discrete data over its cells: lo + (hi − lo)·(k + u)/levels for x = lo + (hi − lo)·k/(levels − 1) and u in [0, 1) shaped like x."""
+    """Spreads discrete data over its cells: lo + (hi − lo)·(k + u)/levels for x = lo + (hi − lo)·k/(levels − 1) and u
+    in [0, 1) shaped like x."""
     low, high = range
     k = jnp.round((x - low) / (high - low) * (levels - 1))
     return low + (high - low) * (k + u) / levels
@@ -123,10 +127,12 @@ def bits_per_dim(
     dequantization: Callable[..., Array] | None = dequantize,
     **solve: Any,
 ) -> Array:
-    """Bits a dimension of discrete data x (batch, …) with `levels` values in `range`: an upper bound on the code length, (batch,).
+    """Bits a dimension of discrete data x (batch, …) with `levels` values in `range`: an upper bound on the code
+    length, (batch,).
 
-    `dequantization(x, u, levels=…, range=…)` spreads each value over its cell, with uniform u drawn from `keys` (batch,); None says that x has
-    been dequantized already. The rest goes to `log_prob`, with the trace estimated (`hutchinson_trace`) unless said otherwise.
+    `dequantization(x, u, levels=…, range=…)` spreads each value over its cell, with uniform u drawn from `keys`
+    (batch,); None says that x has been dequantized already. The rest goes to `log_prob`, with the trace estimated
+    (`hutchinson_trace`) unless said otherwise.
     """
     if dequantization is not None:
         # Stream 0 makes the probe.

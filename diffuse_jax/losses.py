@@ -1,8 +1,9 @@
-"""Denoising score matching: E[weight(t)·‖score(x_t, t) + eps/σ‖²], x_t = α·x_0 + σ·eps (Vincent 2011; Song et al., 2011.13456, eq. 7).
+"""Denoising score matching: E[weight(t)·‖score(x_t, t) + eps/σ‖²], x_t = α·x_0 + σ·eps (Vincent 2011; Song et al.,
+2011.13456, eq. 7).
 
-The pieces are separate so that they compose: draw unit numbers u, `stratify` them over the batch or not, turn them into times with their
-density, and take the loss of each sample at its time. Any reduction can be made of the per-sample values; an average of loss/density is
-the integral over time whichever way the times were drawn.
+The pieces are separate so that they compose: draw unit numbers u, `stratify` them over the batch or not, turn them into
+times with their density, and take the loss of each sample at its time. Any reduction can be made of the per-sample
+values; an average of loss/density is the integral over time whichever way the times were drawn.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,8 @@ def sigma_squared(sde: SDE, t: Array) -> Array:
 
 
 def g_squared(sde: SDE, t: Array) -> Array:
-    """The weight g², under which half the loss, integrated over time, bounds −log p (Song et al., 2101.09258, theorem 1)."""
+    """The weight g², under which half the loss, integrated over time, bounds −log p (Song et al., 2101.09258, theorem
+    1)."""
     return sde.g2(t)
 
 
@@ -52,7 +54,8 @@ def denoising_score_matching(
 
 
 def stratify(u: Array, index: Array, total: int) -> Array:
-    """Unit numbers u (batch,) moved into the `total` equal cells of [0, 1), row `index` (batch,) of the global batch into cell index."""
+    """Unit numbers u (batch,) moved into the `total` equal cells of [0, 1), row `index` (batch,) of the global batch
+    into cell index."""
     return (index + u) / total
 
 

@@ -1,7 +1,8 @@
-"""Closed forms to hold everything else against: denoisers, densities and flows of Gaussian, Gaussian-mixture and point-mass data.
+"""Closed forms to hold everything else against: denoisers, densities and flows of Gaussian, Gaussian-mixture and
+point-mass data.
 
-Data N(m, S) gives x(t) ~ N(α·m, C) with C = α²·S + σ²·I, and E[x_0 | x] = m + α·S·C⁻¹(x − α·m); a mixture weighs its components by
-their responsibilities. All are denoisers (`diffuse_jax.denoiser.Denoiser`) over vectors x (batch, d).
+Data N(m, S) gives x(t) ~ N(α·m, C) with C = α²·S + σ²·I, and E[x_0 | x] = m + α·S·C⁻¹(x − α·m); a mixture weighs its
+components by their responsibilities. All are denoisers (`diffuse_jax.denoiser.Denoiser`) over vectors x (batch, d).
 """
 
 from typing import Any
@@ -48,7 +49,8 @@ class Gaussian:
         return _normal_log_prob(x, mean, cov)
 
     def flow(self, x: Array, t: Any, s: Any) -> Array:
-        """Where the probability flow takes x (batch, d) from time t to time s: α_s·m + C_s^{1/2}·C_t^{−1/2}·(x − α_t·m)."""
+        """Where the probability flow takes x (batch, d) from time t to time s: α_s·m + C_s^{1/2}·C_t^{−1/2}·(x −
+        α_t·m)."""
         values, vectors = jnp.linalg.eigh(self.cov)
         gain = jnp.sqrt(self._eigenvalues(values, s) / self._eigenvalues(values, t))
         centred = jnp.matvec(vectors.T, x - self.sde.alpha(t) * self.mean)

@@ -4,8 +4,9 @@ A parameterization states both members of `Denoised` in closed form,
 
     x0 = a·x + b·F,    eps = c·x + d·F,
 
-so that the one with a limit stays finite at the ends of time, and what F is trained towards. Since x is given, the error of eps is
-d·(target − F): a loss needs no subtraction of nearly equal numbers and no division by a vanishing σ or α.
+so that the one with a limit stays finite at the ends of time, and what F is trained towards. Since x is given, the
+error of eps is d·(target − F): a loss needs no subtraction of nearly equal numbers and no division by a vanishing σ or
+α.
 """
 
 from collections.abc import Callable
@@ -50,8 +51,9 @@ def label_sigma(sde: SDE, t: Any) -> Array:
 class Parameterization(NamedTuple):
     """What a network's output F means. Three pure functions, compared by identity; write your own by stating them.
 
-    `coefficients(sde, t) -> (a, b, c, d)` with x0 = a·x + b·F and eps = c·x + d·F; `target(sde, x0, eps, t)` is the F that a perfect
-    network would give for x = α·x0 + σ·eps (t broadcastable to x0); `label(sde, t)` is the time that the network reads.
+    `coefficients(sde, t) -> (a, b, c, d)` with x0 = a·x + b·F and eps = c·x + d·F; `target(sde, x0, eps, t)` is the F
+    that a perfect network would give for x = α·x0 + σ·eps (t broadcastable to x0); `label(sde, t)` is the time that the
+    network reads.
     """
 
     coefficients: Callable[[SDE, Any], tuple[Any, Any, Any, Any]]
@@ -106,5 +108,6 @@ v = Parameterization(_v_coefficients, _v_target)
 score = Parameterization(_score_coefficients, _score_target)
 #: score_sde's continuous VP and sub-VP networks: label 999·t, score = −F/σ, so F = eps.
 score_sde_vp = noise._replace(label=label_999t)
-#: score_sde's continuous VE networks: label σ, F = score (the network divides by σ itself where `scale_by_sigma` is set).
+#: score_sde's continuous VE networks: label σ, F = score (the network divides by σ itself where `scale_by_sigma` is
+#: set).
 score_sde_ve = score._replace(label=label_sigma)

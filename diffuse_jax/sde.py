@@ -5,8 +5,9 @@ A process states log α(t) and log σ(t), where x(t) | x_0 ~ N(α(t)·x_0, σ(t)
     log_snr = 2(log α − log σ),    f = d log α/dt,    g² = −σ²·d log_snr/dt,
     x(t) | x(s) ~ N((α_t/α_s)·x(s), −σ_t²·expm1(log_snr_t − log_snr_s)·I)    for s < t.
 
-VP, sub-VP and VE are those of Song et al., "Score-Based Generative Modeling through SDEs" (arXiv 2011.13456, §3.4 and appendix B). Small
-times are where α and σ lose their digits, so the closed forms work in log space and through `expm1`; `1 - exp(…)` appears nowhere.
+VP, sub-VP and VE are those of Song et al., "Score-Based Generative Modeling through SDEs" (arXiv 2011.13456, §3.4 and
+appendix B). Small times are where α and σ lose their digits, so the closed forms work in log space and through `expm1`;
+`1 - exp(…)` appears nowhere.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import numpy as np
 
 from diffuse_jax._pytree import pytree, static
 
-__all__ = ["SDE", "SubVP", "VE", "VP", "expand", "from_drift_diffusion", "from_log_alpha_sigma"]
+__all__ = ["SDE", "VE", "VP", "SubVP", "expand", "from_drift_diffusion", "from_log_alpha_sigma"]
 
 Array = jax.Array
 TimeFunction = Callable[[Any], Array]
@@ -38,11 +39,13 @@ def _time_derivative(function: TimeFunction, t: Any) -> Array:
 
 @pytree
 class SDE:
-    """A process on [0, T]. A subclass states `log_alpha` and `log_sigma`, both elementwise in t, and may override the rest.
+    """A process on [0, T]. A subclass states `log_alpha` and `log_sigma`, both elementwise in t, and may override the
+    rest.
 
-    Subclasses are frozen dataclasses registered as pytrees (`jax.tree_util.register_dataclass`), with their numbers as leaves: a
-    process can be vmapped over a parameter, or learned. `marginal` is exact on [0, T]; `log_snr`, `f` and `g2` on (0, T), because at
-    the ends they may be infinite. `T` is the end of time and `t_min` the time at which sampling stops by default; both are static.
+    Subclasses are frozen dataclasses registered as pytrees (`jax.tree_util.register_dataclass`), with their numbers as
+    leaves: a process can be vmapped over a parameter, or learned. `marginal` is exact on [0, T]; `log_snr`, `f` and
+    `g2` on (0, T), because at the ends they may be infinite. `T` is the end of time and `t_min` the time at which
+    sampling stops by default; both are static.
     """
 
     T: float = static(default=1.0, kw_only=True)
@@ -69,8 +72,8 @@ class SDE:
     def inverse_log_snr(self, log_snr: Any) -> Array:
         """The time at which log_snr(t) is the given value, clamped to [0, T].
 
-        Bisection to the resolution of the floating-point type, then a Newton step of value zero, which carries the first
-        derivatives (with respect to the value, and to the parameters of the process) of the implicit function.
+        Bisection to the resolution of the floating-point type, then a Newton step of value zero, which carries the
+        first derivatives (with respect to the value, and to the parameters of the process) of the implicit function.
         """
         value = jnp.asarray(log_snr, jnp.result_type(log_snr, float))
 
@@ -80,7 +83,8 @@ class SDE:
             too_early = self.log_snr(middle) > value
             return jnp.where(too_early, middle, low), jnp.where(too_early, high, middle)
 
-        # Times near 0 have a finer grid of floats than times near T: 30 halvings more than the mantissa reach 1e-9·T with all digits.
+        # Times near 0 have a finer grid of floats than times near T: 30 halvings more than the mantissa reach 1e-9·T
+        # with all digits.
         halvings = jnp.finfo(value.dtype).nmant + 30
         bracket = (jnp.zeros_like(value), jnp.full_like(value, self.T))
         low, high = jax.lax.fori_loop(0, halvings, halve, bracket)
@@ -126,12 +130,13 @@ class SDE:
         return mean + std * eps
 
     def transition(self, s: Any, t: Any) -> tuple[Array, Array]:
-        """Factor and standard deviation of x(t) given x(s), for 0 < s ≤ t: x(t) = factor·x(s) + std·(standard normal)."""
+        """Factor and standard deviation of x(t) given x(s), 0 < s ≤ t: x(t) = factor·x(s) + std·(standard normal)."""
         factor = jnp.exp(self.log_alpha(t) - self.log_alpha(s))
         return factor, self.sigma(t) * jnp.sqrt(-jnp.expm1(self.log_snr(t) - self.log_snr(s)))
 
     def prior_std(self) -> Array:
-        """Standard deviation of the prior N(0, prior_std²·I) from which sampling starts at T; σ(T) unless the process says otherwise."""
+        """Standard deviation of the prior N(0, prior_std²·I) from which sampling starts at T; σ(T) unless the process
+        says otherwise."""
         return self.sigma(self.T)
 
     def prior_log_prob(self, z: Array) -> Array:
@@ -205,7 +210,8 @@ class SubVP(_LinearBeta):
 
 @pytree
 class VE(SDE):
-    """Variance exploding (2011.13456, eq. 9): f = 0, σ = σ_min(σ_max/σ_min)^{t/T}; x(0) already carries the noise σ_min."""
+    """Variance exploding (2011.13456, eq. 9): f = 0, σ = σ_min(σ_max/σ_min)^{t/T}; x(0) already carries the noise
+    σ_min."""
 
     sigma_min: Any = 0.01
     sigma_max: Any = 50.0
@@ -250,13 +256,15 @@ class _FromLogAlphaSigma(SDE):
         return super().prior_std() if self.prior_std_value is None else jnp.asarray(self.prior_std_value)
 
 
-# Gauss–Legendre nodes on [0, 1], their weights, and the matrix that integrates the interpolating polynomial from 0 to each node. With s = t·u the
-# nodes follow t, so the relative accuracy is the same at t = 1e-5 as at T, and every term of σ² is positive: nothing cancels.
+# Gauss–Legendre nodes on [0, 1], their weights, and the matrix that integrates the interpolating polynomial from 0 to
+# each node. With s = t·u the nodes follow t, so the relative accuracy is the same at t = 1e-5 as at T, and every term
+# of σ² is positive: nothing cancels.
 def _quadrature(order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     nodes, weights = np.polynomial.legendre.leggauss(order)
     vandermonde = np.polynomial.legendre.legvander(nodes, order - 1)
     degrees = np.arange(order)
-    # Discrete orthogonality inverts the Vandermonde matrix exactly: coefficients = (2k + 1)/2 · Σ_j w_j P_k(x_j) values_j.
+    # Discrete orthogonality inverts the Vandermonde matrix exactly: coefficients = (2k + 1)/2 · Σ_j w_j P_k(x_j)
+    # values_j.
     to_coefficients = (2 * degrees + 1)[:, None] / 2 * (vandermonde * weights[:, None]).T
     # ∫_{−1}^x P_k = (P_{k+1} − P_{k−1})/(2k + 1), and 1 + x for k = 0.
     high = np.polynomial.legendre.legvander(nodes, order)
@@ -313,10 +321,11 @@ def from_log_alpha_sigma(
     t_min: float = 1e-3,
     prior_std: float | None = None,
 ) -> SDE:
-    """A process from log α(t) and log σ(t), each elementwise in t. The prior is N(0, σ(T)²) unless `prior_std` is given.
+    """A process from log α(t) and log σ(t), each elementwise in t. The prior is N(0, σ(T)²) unless `prior_std` is
+    given.
 
-    A plain function is compared by identity under jit; `jax.tree_util.Partial(function, parameters)` keeps its parameters as leaves.
-    Raises TypeError where a function does not map times to values of the same shape.
+    A plain function is compared by identity under jit; `jax.tree_util.Partial(function, parameters)` keeps its
+    parameters as leaves. Raises TypeError where a function does not map times to values of the same shape.
     """
     return _FromLogAlphaSigma(
         log_alpha_function=_time_function(log_alpha, "log_alpha"),
@@ -339,9 +348,10 @@ def from_drift_diffusion(
 ) -> SDE:
     """The process dx = f(t)·x dt + g(t) dw with x(0) ~ N(x_0, sigma_0²), whose α and σ are integrated by the library.
 
-    `f` and `g` are smooth functions of t on [0, T], elementwise; the integrals take `order` Gauss–Legendre nodes on [0, t], which
-    reaches float32 precision for coefficients such as those of VP, sub-VP and VE at 64. The prior is N(0, σ(T)²) unless `prior_std`
-    is given. Raises TypeError for a drift that is not linear in x or a diffusion that is not one number a time: both are out of scope.
+    `f` and `g` are smooth functions of t on [0, T], elementwise; the integrals take `order` Gauss–Legendre nodes on [0,
+    t], which reaches float32 precision for coefficients such as those of VP, sub-VP and VE at 64. The prior is N(0,
+    σ(T)²) unless `prior_std` is given. Raises TypeError for a drift that is not linear in x or a diffusion that is not
+    one number a time: both are out of scope.
     """
     return _FromDriftDiffusion(
         f_function=_time_function(f, "f"),

@@ -1,4 +1,5 @@
-"""Time grids: decreasing arrays of n + 1 times from T to t_min > 0. Pure functions of a process, independent of how a network was trained."""
+"""Time grids: decreasing arrays of n + 1 times from T to t_min > 0. Pure functions of a process, independent of how a
+network was trained."""
 
 import jax
 import jax.numpy as jnp

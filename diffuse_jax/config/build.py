@@ -20,7 +20,7 @@ from diffuse_jax.nets import LinenNet
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE, VE, VP, SubVP
 from diffuse_jax.training import TrainState, adam, create_state, ema_decay
-from diffuse_jax.training.objective import Objective, objective
+from diffuse_jax.training.objectives import Objective, objective
 
 __all__ = ["DataInfo", "Experiment", "build", "check_numbers", "describe", "load_data"]
 
@@ -58,6 +58,7 @@ _LEAST = {
     "sampling.batch_size": 1,
     "sampling.eta": 0,
     "sampling.snr": 0,
+    "sampling.epsilon": 0,
     "evaluation.num_samples": 2,
     "evaluation.num_loss": 1,
     "evaluation.num_likelihood": 1,

@@ -126,6 +126,9 @@ def base() -> ConfigDict:
                 "eta": 0.0,
                 "snr": 0.16,
                 "corrector_steps": 1,
+                # annealed_langevin: the step at the smallest noise level of NCSN, and that level.
+                "epsilon": 2e-5,
+                "sigma_last": 0.01,
                 "rtol": 1e-5,
                 "atol": 1e-5,
                 # Samples in the grids of training, and in one compiled call.

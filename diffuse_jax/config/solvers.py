@@ -25,7 +25,7 @@ SOLVERS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
 CORRECTORS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
     "langevin": lambda c: solvers.langevin(c.snr, c.corrector_steps),
     "batch_langevin": lambda c: solvers.langevin(c.snr, c.corrector_steps, norm="batch"),
-    "annealed_langevin": lambda c: solvers.annealed_langevin(steps=c.corrector_steps),
+    "annealed_langevin": lambda c: solvers.annealed_langevin(c.epsilon, c.sigma_last, c.corrector_steps),
 }
 _SHORT = {"pc": "reverse_diffusion+langevin"}
 _GRIDS = {"uniform": times.uniform, "log_snr": times.log_snr}
@@ -40,12 +40,6 @@ class SamplingPlan:
     solver: solvers.Solver
     times: jax.Array
     finish: Callable[..., jax.Array]
-
-    def evaluations(self, memory: Any) -> float:
-        """Evaluations of the network a sample, the mean where each sample has its own number."""
-        steps = self.times.shape[0] - 1
-        fixed = self.solver.evaluations
-        return float(jax.numpy.mean(memory)) if fixed is None else float(fixed * steps)
 
 
 def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
+from diffuse_jax._progress import progress_bar
 from diffuse_jax.training.sharding import batch_sharding
 
 __all__ = ["map_chunks", "shard"]
@@ -24,7 +24,7 @@ def map_chunks(
     """
     size = -(-min(batch_size, n) // mesh.size) * mesh.size
     parts = []
-    with tqdm(total=n, desc=progress, disable=progress is None, dynamic_ncols=True) as bar:
+    with progress_bar(total=n, desc=progress, disable=progress is None) as bar:
         for first in range(0, n, size):
             out = jax.device_get(run(np.minimum(np.arange(first, first + size), n - 1)))
             parts.append(jax.tree.map(lambda leaf, first=first: leaf[: n - first], out))

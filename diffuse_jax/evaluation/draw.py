@@ -5,12 +5,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.evaluation.chunks import map_chunks, shard
-from diffuse_jax.sampling import sample_keys, solve
+from diffuse_jax.sampling import count_evaluations, sample_keys, solve
 from diffuse_jax.solvers import Solver
 from diffuse_jax.training.sharding import replicated
 
@@ -18,7 +19,8 @@ __all__ = ["Drawn", "Sampler"]
 
 
 class Drawn(NamedTuple):
-    """Samples (n, …), the evaluations that each took (n,), and their paths (n, N + 1, …) where asked for."""
+    """Samples (n, …), the evaluations that each took (n,), NaN where the solver states none, and their paths
+    (n, N + 1, …) where asked for."""
 
     x: np.ndarray
     evaluations: np.ndarray
@@ -41,10 +43,8 @@ class Sampler:
         def run(keys: jax.Array, denoise: Denoiser, cond: Any, path: bool) -> tuple[Any, ...]:
             solution = solve(keys, denoise, solver, times, cond=cond, path=path)
             x = finish(solution, times[-1], Conditioned(denoise, cond))
-            fixed = solver.evaluations
-            count = solution.memory if fixed is None else fixed * (times.shape[0] - 1)
-            evaluations = jax.numpy.broadcast_to(count, keys.shape[:1])
-            return x, evaluations, None if solution.path is None else jax.numpy.moveaxis(solution.path, 0, 1)
+            each = jnp.broadcast_to(count_evaluations(solver, times, solution.memory), keys.shape[:1])
+            return x, each, None if solution.path is None else jnp.moveaxis(solution.path, 0, 1)
 
         self._run = run
 

@@ -14,7 +14,7 @@ from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.evaluation.chunks import map_chunks, shard
 from diffuse_jax.likelihood import log_prob, nats_to_bits_per_dim
 from diffuse_jax.sampling import sample_keys
-from diffuse_jax.training.objective import Objective
+from diffuse_jax.training.objectives import Objective
 from diffuse_jax.training.sharding import replicated
 from diffuse_jax.training.step import Rows
 

@@ -23,11 +23,13 @@ def _no_memory(x: Array, times: Array, denoise: Denoiser) -> tuple[()]:
 class Solver:
     """A record of pure functions that takes x from time t to time s < t; a corrector is a step with s = t.
 
-    `step(noise, x, memory, t, s, denoise) -> (x, x_mean, memory)` acts on the whole batch: `noise(i)` is the i-th normal draw of the
-    step, `x_mean` is x without the noise that the step added last, and `memory` is what a multistep method carries from step to step,
-    begun by `init(x, times, denoise) -> memory`. `order` is the order of the error in the step size for a deterministic solver,
-    `weak_order` that of the moments for a stochastic one, `evaluations` the number of calls of `denoise` a step; None where a solver
-    states none. Functions given plainly are compared by identity under jit; numbers bound with `jax.tree_util.Partial` are leaves.
+    `step(noise, x, memory, t, s, denoise) -> (x, x_mean, memory)` acts on the whole batch: `noise(i)` is the i-th
+    normal draw of the step, `x_mean` is x without the noise that the step added last, and `memory` is what a multistep
+    method carries from step to step, begun by `init(x, times, denoise) -> memory`. `order` is the order of the error in
+    the step size for a deterministic solver, `weak_order` that of the moments for a stochastic one, `evaluations` the
+    number of calls of `denoise` a step, each None where a solver states none; `count` reads the calls so far (batch,)
+    off the memory of a solver that counts for itself. Functions given plainly are compared by identity under jit;
+    numbers bound with `jax.tree_util.Partial` are leaves.
     """
 
     step: Callable[[Noise, Array, Any, Array, Array, Denoiser], tuple[Array, Array, Any]]
@@ -35,6 +37,7 @@ class Solver:
     order: int | None = static(default=None)
     weak_order: int | None = static(default=None)
     evaluations: int | None = static(default=None)
+    count: Callable[[Any], Array] | None = static(default=None)
 
     def __post_init__(self) -> None:
         for name in ("step", "init"):
@@ -44,8 +47,8 @@ class Solver:
 
 
 def predictor_corrector(predictor: Solver, corrector: Solver) -> Solver:
-    """At every step the corrector at t, then the predictor from t to s: the order of score_sde's sampler (2011.13456, algorithm 1 has the
-    predictor first). x_mean is the predictor's. The two draw from separate streams of noise."""
+    """At every step the corrector at t, then the predictor from t to s: the order of score_sde's sampler (2011.13456,
+    algorithm 1 has the predictor first). x_mean is the predictor's. The two draw from separate streams of noise."""
 
     evaluations = None
     if predictor.evaluations is not None and corrector.evaluations is not None:

@@ -1,7 +1,8 @@
-"""Solvers of the probability flow dx/dt = α′·x0 + σ′·eps (2011.13456, eq. 13, without ∞ − ∞), and DDIM's family around it.
+"""Solvers of the probability flow dx/dt = α′·x0 + σ′·eps (2011.13456, eq. 13, without ∞ − ∞), and DDIM's family around
+it.
 
-∫x0 dα + ∫eps dσ over [s, t] is all there is to integrate, so a rule for Stieltjes integrals needs α and σ at two times and no derivative:
-the left-point rule is DDIM, the trapezoid is Heun.
+∫x0 dα + ∫eps dσ over [s, t] is all there is to integrate, so a rule for Stieltjes integrals needs α and σ at two times
+and no derivative: the left-point rule is DDIM, the trapezoid is Heun.
 """
 
 from typing import Any, NamedTuple
@@ -70,14 +71,16 @@ def velocity(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
 
 
 class Integrated(NamedTuple):
-    """The end of one adaptive solve: its state (NaN where `max_steps` was not enough) and the vector field's evaluations."""
+    """The end of one adaptive solve: its state (NaN where `max_steps` was not enough) and the vector field's
+    evaluations."""
 
     y: Any
     evaluations: Array
 
 
 def integrate(field: Any, y: Any, t: Array, s: Array, args: Any, *, rtol: Any, atol: Any, max_steps: int) -> Integrated:
-    """Integrates dy/dt = field(t, y, args) of one sample from t to s by Dormand–Prince 5(4) with a PID step size (diffrax)."""
+    """Integrates dy/dt = field(t, y, args) of one sample from t to s by Dormand–Prince 5(4) with a PID step size
+    (diffrax)."""
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         diffrax.Dopri5(),
@@ -97,15 +100,21 @@ def integrate(field: Any, y: Any, t: Array, s: Array, args: Any, *, rtol: Any, a
 
 
 def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> Solver:
-    """The flow from t to s to a tolerance, each sample with its own step sizes, so that it does not depend on its batch-mates.
+    """The flow from t to s to a tolerance, each sample with its own step sizes, so that it does not depend on its
+    batch-mates.
 
-    The memory is the number of evaluations so far, (batch,). A sample that needs more than `max_steps` steps in an interval becomes NaN.
+    The memory is the number of evaluations so far, (batch,). A sample that needs more than `max_steps` steps in an
+    interval becomes NaN.
     """
-    return Solver(step=Partial(_adaptive, _Limit(max_steps), rtol, atol), init=_count)
+    return Solver(step=Partial(_adaptive, _Limit(max_steps), rtol, atol), init=_no_evaluations, count=_as_they_are)
 
 
-def _count(x: Array, times: Array, denoise: Denoiser) -> Array:
+def _no_evaluations(x: Array, times: Array, denoise: Denoiser) -> Array:
     return jnp.zeros(x.shape[0], jnp.int32)
+
+
+def _as_they_are(evaluations: Array) -> Array:
+    return evaluations
 
 
 @pytree

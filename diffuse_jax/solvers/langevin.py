@@ -1,7 +1,8 @@
-"""Langevin correctors: x ← x + ε·score + √(2ε)·z at a fixed time (2011.13456, algorithms 4 and 5; annealed in 1907.05600).
+"""Langevin correctors: x ← x + ε·score + √(2ε)·z at a fixed time (2011.13456, algorithms 4 and 5; annealed in
+1907.05600).
 
-On data N(0, v) the stationary variance of this step is v/(1 − ε/(2v)). The step does not depend on the number of predictor steps: score_sde
-multiplies ε by 1 − β_i for VP, which tends to 1 with the number of steps, and is left out.
+On data N(0, v) the stationary variance of this step is v/(1 − ε/(2v)). The step does not depend on the number of
+predictor steps: score_sde multiplies ε by 1 − β_i for VP, which tends to 1 with the number of steps, and is left out.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,9 @@ __all__ = ["annealed_langevin", "langevin"]
 def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solver:
     """`steps` Langevin steps at time t with ε = 2(snr·σ_t)², which depends on the time alone.
 
-    `norm="batch"` is score_sde's rule ε = 2(snr·‖z‖/‖score‖)², its norms averaged over the batch, so that a sample depends on its
-    batch-mates; it serves parity only. The deterministic rule is what score_sde calls annealed Langevin dynamics. Raises ValueError otherwise.
+    `norm="batch"` is score_sde's rule ε = 2(snr·‖z‖/‖score‖)², its norms averaged over the batch, so that a sample
+    depends on its batch-mates; it serves parity only. The deterministic rule is what score_sde calls annealed Langevin
+    dynamics. Raises ValueError otherwise.
     """
     rules: dict[str | None, Callable[..., Array]] = {None: _sigma_rule, "batch": _batch_norm_rule}
     if norm not in rules:
@@ -34,8 +36,9 @@ def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solv
 
 
 def annealed_langevin(epsilon: float = 2e-5, sigma_last: float = 0.01, steps: int = 100) -> Solver:
-    """`steps` Langevin steps at time t with ε = epsilon·(σ_t/sigma_last)²: NCSN's rule in its own numbers, sigma_last being the smallest σ of its
-    schedule (1907.05600, algorithm 1, in NCSNv2's convention x + ε·score + √(2ε)·z). It is `langevin` with 2·snr² = epsilon/sigma_last²."""
+    """`steps` Langevin steps at time t with ε = epsilon·(σ_t/sigma_last)²: NCSN's rule in its own numbers, sigma_last
+    being the smallest σ of its schedule (1907.05600, algorithm 1, in NCSNv2's convention x + ε·score + √(2ε)·z). It is
+    `langevin` with 2·snr² = epsilon/sigma_last²."""
     return langevin(snr=(epsilon / 2) ** 0.5 / sigma_last, steps=steps)
 
 

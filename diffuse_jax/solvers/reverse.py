@@ -1,7 +1,9 @@
-"""Solvers of the reverse SDE dx = (f·x − g²·score) dt + g dw, run from t down to s < t (Song et al., 2011.13456, eq. 6 and appendix E–F).
+"""Solvers of the reverse SDE dx = (f·x − g²·score) dt + g dw, run from t down to s < t (Song et al., 2011.13456, eq. 6
+and appendix E–F).
 
 With score = −eps/σ. A step over [s, t] of the forward process multiplies by a = α_t/α_s and adds noise of variance
-σ²_{t|s} = σ_t² − a²σ_s², whatever the process: what the papers write with β_i or σ_i² − σ_{i−1}² follows from these two.
+σ²_{t|s} = σ_t² − a²σ_s², whatever the process: what the papers write with β_i or σ_i² − σ_{i−1}² follows from these
+two.
 """
 
 import jax.numpy as jnp
@@ -17,7 +19,8 @@ Step = tuple[Array, Array, tuple[()]]
 
 
 def euler_maruyama() -> Solver:
-    """x_mean = x − (t − s)(f_t·x + (g_t²/σ_t)·eps), x = x_mean + g_t·√(t − s)·z. Weak order 1; the actual spacing of the grid is used."""
+    """x_mean = x − (t − s)(f_t·x + (g_t²/σ_t)·eps), x = x_mean + g_t·√(t − s)·z. Weak order 1; the actual spacing of
+    the grid is used."""
     return Solver(step=_euler_maruyama, weak_order=1, evaluations=1)
 
 
@@ -29,9 +32,11 @@ def _euler_maruyama(noise: Noise, x: Array, memory: tuple[()], t: Array, s: Arra
 
 
 def reverse_diffusion() -> Solver:
-    """x_mean = (2 − a)·x − (σ²_{t|s}/σ_t)·eps, x = x_mean + σ_{t|s}·z: the discretized forward step, reversed. Weak order 1.
+    """x_mean = (2 − a)·x − (σ²_{t|s}/σ_t)·eps, x = x_mean + σ_{t|s}·z: the discretized forward step, reversed. Weak
+    order 1.
 
-    For VP a² = 1 − β_i and σ²_{t|s} = β_i; for VE a = 1 and σ²_{t|s} = σ_i² − σ_{i−1}² (2011.13456, eq. 46 and appendix E).
+    For VP a² = 1 − β_i and σ²_{t|s} = β_i; for VE a = 1 and σ²_{t|s} = σ_i² − σ_{i−1}² (2011.13456, eq. 46 and appendix
+    E).
     """
     return Solver(step=_reverse_diffusion, weak_order=1, evaluations=1)
 
@@ -46,9 +51,9 @@ def _reverse_diffusion(noise: Noise, x: Array, memory: tuple[()], t: Array, s: A
 def ancestral(variance: str = "posterior") -> Solver:
     """x_mean = (x − (σ²_{t|s}/σ_t)·eps)/a, the mean of x(s) given x(t) and x0, plus noise. Weak order 1.
 
-    `variance="posterior"` adds noise of variance σ²_{t|s}·σ_s²/σ_t², exact for a point mass (score_sde's VE ancestral sampler, and DDIM at
-    η = 1); "beta" adds σ²_{t|s}, exact where the variance of x(t) is constant, as of unit-variance Gaussian data
-    under VP (score_sde's VP ancestral sampler, DDPM's σ² = β). Raises ValueError otherwise.
+    `variance="posterior"` adds noise of variance σ²_{t|s}·σ_s²/σ_t², exact for a point mass (score_sde's VE ancestral
+    sampler, and DDIM at η = 1); "beta" adds σ²_{t|s}, exact where the variance of x(t) is constant, as of unit-variance
+    Gaussian data under VP (score_sde's VP ancestral sampler, DDPM's σ² = β). Raises ValueError otherwise.
     """
     choices = {"posterior": _posterior_std, "beta": _beta_std}
     if variance not in choices:
@@ -67,6 +72,7 @@ def _beta_std(sde: SDE, t: Array, s: Array) -> Array:
 def _ancestral(std: Partial, noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser) -> Step:
     sde = denoise.sde
     x0, eps = denoise(x, t)
-    # The same mean in terms of both members, which does not cancel: √(σ_s² − posterior variance) = σ_s·exp((log_snr_t − log_snr_s)/2).
+    # The same mean in terms of both members, which does not cancel: √(σ_s² − posterior variance) = σ_s·exp((log_snr_t −
+    # log_snr_s)/2).
     x_mean = sde.alpha(s) * x0 + sde.sigma(s) * jnp.exp(0.5 * (sde.log_snr(t) - sde.log_snr(s))) * eps
     return x_mean + std(sde, t, s) * noise(0), x_mean, memory

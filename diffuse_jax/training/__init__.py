@@ -1,6 +1,7 @@
 """Training: the state, one pure update, its compilation over devices, and the loop around it."""
 
 from diffuse_jax.training.loop import Callback, NonFiniteLoss, Outcome, fit
+from diffuse_jax.training.objectives import objective
 from diffuse_jax.training.pmap import pmap_batched, pmap_step, replicate, unreplicate
 from diffuse_jax.training.sharding import (
     batch_sharding,
@@ -28,6 +29,7 @@ __all__ = [
     "fit",
     "global_batch",
     "make_mesh",
+    "objective",
     "pmap_batched",
     "pmap_step",
     "replicate",

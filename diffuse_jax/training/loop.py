@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
+from diffuse_jax._progress import progress_bar
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.training.logs import MetricLog
 from diffuse_jax.training.sharding import compile_step, global_batch, replicated
@@ -134,7 +134,7 @@ def fit(
     silent = not progress or jax.process_index() != 0
     with (
         MetricLog(workdir, start) as log,
-        tqdm(total=steps, initial=start, unit="step", disable=silent, dynamic_ncols=True) as bar,
+        progress_bar(total=steps, initial=start, unit="step", disable=silent) as bar,
         contextlib.closing(_feed(batches, start, steps, steps_per_call)) as feed,
         Interrupt() as interrupt,
     ):

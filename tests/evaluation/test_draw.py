@@ -54,6 +54,20 @@ def test_samples_are_those_of_the_library_whatever_chunks_and_devices(solver):
         np.testing.assert_array_equal(drawn.evaluations, count)
 
 
+def test_a_solver_that_states_no_evaluations_draws_with_their_number_unknown():
+    def halve(noise, x, memory, t, s, denoise):
+        return x / 2, x / 2, {"steps": memory["steps"] + 1}
+
+    solver = solvers.Solver(step=halve, init=lambda x, times, denoise: {"steps": 0})
+    drawn = sampler(solver, 1, 4)(GAUSSIAN, seed=0, n=4)
+    start = (
+        GAUSSIAN.sde.prior_std()
+        * solve(sample_keys(0, 0, 4), GAUSSIAN, solver, times.uniform(SDE, 6), path=True).path[0]
+    )
+    np.testing.assert_allclose(drawn.x, start / 2**6, rtol=1e-6)
+    assert np.isnan(drawn.evaluations).all()
+
+
 def label_net(params, x, t, *, cond=None, rng=None):
     return params * x + cond[:, None]
 

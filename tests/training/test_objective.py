@@ -11,8 +11,7 @@ from diffuse_jax import NetworkDenoiser, losses
 from diffuse_jax.data.sources import Arrays
 from diffuse_jax.evaluation import HeldoutLoss
 from diffuse_jax.sde import VP
-from diffuse_jax.training import make_mesh
-from diffuse_jax.training.objective import objective
+from diffuse_jax.training import make_mesh, objective
 from diffuse_jax.training.step import Rows
 
 SHAPE = (4, 4, 1)
