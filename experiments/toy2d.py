@@ -7,8 +7,11 @@ def get_config(source: str = "checkerboard"):
     config = base()
     config.data.source = source
     config.model = network("mlp", width=128, depth=4)
+    config.parameterization.name = "v"
     config.parameterization.label = "t"
-    config.optimizer.learning_rate = 1e-3
+    config.loss.times = "importance"
+    config.loss.t_min = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup = 100
     config.ema.halflife_images = 100_000.0
     config.ema.warmup = True

@@ -130,9 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and args.command == "list":
         parser.error(f"list takes no arguments, not {' '.join(overrides)}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # As under `python -m`: modules that a config names may lie in the folder one works in.
+    # Modules that a config names may lie in the folder one works in; last, so that they shadow no installed one.
     if not {"", os.getcwd()} & set(sys.path):
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     _keep_compilations()
     from diffuse_jax.checkpoints import CheckpointError
     from diffuse_jax.cli import commands
