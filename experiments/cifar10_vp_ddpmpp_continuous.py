@@ -3,10 +3,12 @@
 Song et al., 2011.13456, table 3, where it has an FID of 2.55 and a NLL of 3.16.
 """
 
+from ml_collections import ConfigDict
+
 from diffuse_jax.config import base, network
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = base()
     config.data.source = "tfds:cifar10"
     config.data.image_size = 32

@@ -1,9 +1,11 @@
 """Points in the plane with a small MLP: the quickest look at the whole path, half a minute on a CPU."""
 
+from ml_collections import ConfigDict
+
 from diffuse_jax.config import base, network
 
 
-def get_config(source: str = "checkerboard"):
+def get_config(source: str = "checkerboard") -> ConfigDict:
     config = base()
     config.data.source = source
     config.model = network("mlp", width=128, depth=4)
