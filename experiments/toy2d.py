@@ -8,7 +8,7 @@ from diffuse_jax.config import base, network
 def get_config(source: str = "checkerboard") -> ConfigDict:
     config = base()
     config.data.source = source
-    config.model = network("mlp", width=128, depth=4)
+    config.model = network("mlp", width=128, depth=4, frequencies=3)
     config.parameterization.name = "v"
     config.parameterization.label = "t"
     config.loss.times = "importance"

@@ -25,12 +25,14 @@ def log_time_features(t: jax.Array) -> jax.Array:
 class MLP(nn.Module):
     """`depth` residual layers of `width` swish units, each shifted by an embedding of time (and class).
 
-    The output is smooth in x and in t ≥ 0, which may be a time in [0, 1], a noise level or a step number.
-    `num_classes` as in `NCSNpp`.
+    The output is smooth in x and in t ≥ 0, which may be a time in [0, 1], a noise level or a step number. `frequencies`
+    = k adds sin and cos of π·x, 2π·x, …, 2^(k−1)·π·x to the input: data in [−1, 1] with sharp edges are learnt sooner
+    (2006.10739). `num_classes` as in `NCSNpp`.
     """
 
     width: int = 128
     depth: int = 4
+    frequencies: int = 0
     dropout: float = 0.0
     num_classes: int | None = None
 
@@ -38,6 +40,7 @@ class MLP(nn.Module):
         super().__post_init__()
         require(self.width > 0, "width", self.width, "a positive integer")
         require(self.depth > 0, "depth", self.depth, "a positive integer")
+        require(self.frequencies >= 0, "frequencies", self.frequencies, "at least 0")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
         require(
             self.num_classes is None or self.num_classes > 0,
@@ -57,7 +60,9 @@ class MLP(nn.Module):
 
         embed = Embedding(self.width, nn.swish, self.num_classes, name="embedding")
         temb = embed(log_time_features(t.astype(jnp.float32)), cond, x.shape[0])
-        h = dense(self.width, "in")(x)
+        angle = jnp.pi * x[..., None] * 2.0 ** jnp.arange(self.frequencies)
+        waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(x.shape[0], -1)
+        h = dense(self.width, "in")(jnp.concatenate([x, waves], axis=-1))
         for i in range(self.depth):
             inner = nn.swish(dense(self.width, f"layer_{i}")(h) + dense(self.width, f"time_{i}", use_bias=False)(temb))
             inner = nn.Dropout(self.dropout)(inner, deterministic=not train)

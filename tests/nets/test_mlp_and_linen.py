@@ -51,6 +51,17 @@ def test_mlp_has_finite_derivatives_in_x_and_t_at_time_zero():
     assert jnp.all(jnp.isfinite(dt)) and jnp.all(jnp.isfinite(dx)) and jnp.any(dt != 0)
 
 
+def test_waves_of_the_input_repeat_with_the_longest_period_and_not_before():
+    net = LinenNet(MLP(width=16, depth=1, frequencies=3))
+    params = random_params(net, (2,))
+    kernel = params["in"]["kernel"]
+    params["in"]["kernel"] = kernel.at[:2].set(0)  # x itself is left out: only its waves are read
+    x = jnp.array([[0.3, -0.2]])
+    np.testing.assert_allclose(net(params, x + 2, 0.5), net(params, x, 0.5), atol=1e-4)
+    assert jnp.max(jnp.abs(net(params, x + 1, 0.5) - net(params, x, 0.5))) > 1e-2
+    assert kernel.shape == (2 + 2 * 2 * 3, 16)
+
+
 @pytest.mark.parametrize("field", ["width", "depth", "num_classes"])
 def test_mlp_refuses_a_size_of_zero_by_name(field):
     with pytest.raises(ValueError, match=f"{field} must be .*positive integer; got 0"):
