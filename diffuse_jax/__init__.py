@@ -8,8 +8,8 @@ A process, a network and a solver are three values; loss, sampling and likelihoo
 
 from typing import TYPE_CHECKING, Any
 
-from diffuse_jax import likelihood, losses, nets, oracles, parameterizations, solvers, times
-from diffuse_jax.denoiser import Denoised, NetworkDenoiser, from_score, score_of
+from diffuse_jax import likelihood, losses, nets, oracles, parameterizations, sampling, solvers, times
+from diffuse_jax.denoiser import Conditioned, Denoised, Denoiser, NetworkDenoiser, from_score, score_of
 from diffuse_jax.likelihood import bits_per_dim, log_prob
 from diffuse_jax.losses import denoising_score_matching
 from diffuse_jax.sampling import prior_sample, sample, sample_keys, solve
@@ -23,7 +23,9 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Conditioned",
     "Denoised",
+    "Denoiser",
     "NetworkDenoiser",
     "Solver",
     "SubVP",
@@ -43,6 +45,7 @@ __all__ = [
     "prior_sample",
     "sample",
     "sample_keys",
+    "sampling",
     "score_of",
     "solve",
     "solvers",

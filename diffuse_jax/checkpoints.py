@@ -30,7 +30,8 @@ class Checkpoints:
     """The checkpoints in `directory`, which may be empty or absent; a context manager that closes itself.
 
     The writer makes the directory, removes what a killed writer left half done, and keeps the latest `keep` steps and
-    every multiple of `keep_every`; a step is only removed when a later one is whole. With `read_only` (sampling,
+    every multiple of `keep_every`; a step is only removed when a later one is whole, or
+    when it is itself saved anew. With `read_only` (sampling,
     evaluation) nothing on disk is made or removed, and a training run may go on writing meanwhile. With several
     processes, all of them call `save`, `wait` and `close`. ValueError where `keep` or `keep_every` is less than 1.
     """

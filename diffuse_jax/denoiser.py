@@ -119,10 +119,17 @@ class Conditioned:
     def sde(self) -> SDE:
         return self.denoise.sde
 
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return getattr(self.denoise, "shape", None)
+
     def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
         return self.denoise(x, t, self.cond if cond is None else cond)
 
 
-def unbind(denoise: Denoiser) -> tuple[Denoiser, Any]:
-    """A denoiser and the condition bound to it (None where there is none), for what evaluates one sample at a time."""
-    return (denoise.denoise, denoise.cond) if isinstance(denoise, Conditioned) else (denoise, None)
+def unbind(denoise: Denoiser, cond: Any = None) -> tuple[Denoiser, Any]:
+    """A denoiser and its condition apart, for what evaluates one sample at a time: `cond`, or else the bound one."""
+    bare: Any = denoise
+    while isinstance(bare, Conditioned):
+        bare, cond = bare.denoise, bare.cond if cond is None else cond
+    return bare, cond

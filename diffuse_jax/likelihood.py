@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax.denoiser import Denoiser
+from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.flow import integrate, velocity
@@ -39,7 +39,7 @@ class LogProb(NamedTuple):
     evaluations: Array
 
 
-def exact_trace(field: Field, x: Array, probe: Array) -> tuple[Array, Array]:
+def exact_trace(field: Field, x: Array, probe: Array | None) -> tuple[Array, Array]:
     """field(x) and its exact divergence at one sample x, from as many derivatives as x has entries; the probe is not
     used."""
     value, derivative = jax.linearize(field, x)
@@ -50,8 +50,13 @@ def exact_trace(field: Field, x: Array, probe: Array) -> tuple[Array, Array]:
     return value, jnp.sum(diagonal)
 
 
-def hutchinson_trace(field: Field, x: Array, probe: Array) -> tuple[Array, Array]:
-    """field(x) and the estimate vᵀ·J·v of its divergence, v = sign(probe): unbiased, exact where J is diagonal."""
+def hutchinson_trace(field: Field, x: Array, probe: Array | None) -> tuple[Array, Array]:
+    """field(x) and the estimate vᵀ·J·v of its divergence, v = sign(probe): unbiased, exact where J is diagonal.
+
+    Raises ValueError without a probe.
+    """
+    if probe is None:
+        raise ValueError("hutchinson_trace draws a probe for each sample: give keys=sample_keys(seed, first, n)")
     v = jnp.where(probe < 0, -1.0, 1.0).astype(x.dtype)
     value, derivative = jax.jvp(field, (x,), (v,))
     return value, jnp.sum(v * derivative)
@@ -61,7 +66,7 @@ def log_prob(
     denoise: Denoiser,
     x: Array,
     *,
-    trace: Callable[[Field, Array, Array], tuple[Array, Array]] = exact_trace,
+    trace: Callable[[Field, Array, Array | None], tuple[Array, Array]] = exact_trace,
     keys: Array | None = None,
     cond: Any = None,
     t_min: float = 1e-5,
@@ -75,19 +80,15 @@ def log_prob(
     through the solve, as an adaptive solver requires. A sample that needs more than `max_steps` steps becomes NaN.
     Raises ValueError where keys are missing.
     """
-    if keys is None:
-        if trace is hutchinson_trace:
-            raise ValueError("hutchinson_trace draws a probe for each sample: give keys=sample_keys(seed, first, n)")
-        probe = jnp.zeros_like(x)
-    else:
-        probe = keyed_noise(keys, 0, x)(0)
+    probe = None if keys is None else keyed_noise(keys, 0, x)(0)
+    denoise, cond = unbind(denoise, cond)
     sde = denoise.sde
 
-    def field(time: Array, y: tuple[Array, Array], args: tuple[Denoiser, Any, Array]) -> tuple[Array, Array]:
+    def field(time: Array, y: tuple[Array, Array], args: tuple[Denoiser, Any, Array | None]) -> tuple[Array, Array]:
         one, one_cond, v = args
         return trace(lambda point: velocity(one, point[None], time, one_cond)[0], y[0], v)
 
-    def solve(x: Array, v: Array, cond: Any) -> LogProb:
+    def solve(x: Array, v: Array | None, cond: Any) -> LogProb:
         one_cond = jax.tree.map(lambda leaf: leaf[None], cond)
         start = (x, jnp.zeros((), x.dtype))
         t, s = jnp.asarray(t_min, x.dtype), jnp.asarray(sde.T, x.dtype)

@@ -247,10 +247,10 @@ class _FromLogAlphaSigma(SDE):
     prior_std_value: Any = None
 
     def log_alpha(self, t: Any) -> Array:
-        return self.log_alpha_function(t)
+        return jnp.broadcast_to(self.log_alpha_function(t), jnp.shape(t))
 
     def log_sigma(self, t: Any) -> Array:
-        return self.log_sigma_function(t)
+        return jnp.broadcast_to(self.log_sigma_function(t), jnp.shape(t))
 
     def prior_std(self) -> Array:
         return super().prior_std() if self.prior_std_value is None else jnp.asarray(self.prior_std_value)

@@ -11,7 +11,8 @@ from closed_forms import PROCESSES, SDES, gaussian_data
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from diffuse_jax import solvers, times
-from diffuse_jax.denoiser import from_score
+from diffuse_jax.denoiser import Conditioned, from_score
+from diffuse_jax.likelihood import log_prob
 from diffuse_jax.oracles import Gaussian, PointMass
 from diffuse_jax.sampling import (
     denoise_once,
@@ -171,6 +172,18 @@ def test_a_condition_reaches_every_evaluation_and_the_finish() -> None:
     for solver in (solvers.heun(), solvers.adaptive(1e-4, 1e-4)):
         found = sample(sample_keys(0, 0, 2), denoise, solver, times.uniform(VP, 2), cond=point, finish=denoise_once)
         np.testing.assert_allclose(found, point, rtol=1e-3)
+        bound = sample(sample_keys(0, 0, 2), Conditioned(denoise, point), solver, times.uniform(VP, 2))
+        chex.assert_trees_all_equal(
+            bound, sample(sample_keys(0, 0, 2), denoise, solver, times.uniform(VP, 2), cond=point)
+        )
+
+
+def test_a_bound_condition_is_that_of_each_sample_in_the_likelihood() -> None:
+    denoise = from_score(VP, lambda x, t, mean: VP.alpha(t) * mean - x)  # data N(mean, I), whose flow is a shift
+    mean, x = jnp.asarray([[1.0, 2.0], [-3.0, 0.5]]), jnp.zeros((2, 2))
+    bound = log_prob(Conditioned(denoise, mean), x).log_prob
+    chex.assert_trees_all_equal(bound, log_prob(denoise, x, cond=mean).log_prob)
+    np.testing.assert_allclose(bound, -0.5 * jnp.sum(mean**2, -1) - jnp.log(2 * jnp.pi), rtol=1e-2)
 
 
 def test_recorded_noise_replaces_the_keys() -> None:

@@ -307,3 +307,10 @@ def test_a_process_without_its_functions_says_so() -> None:
 
 def test_ve_carries_its_smallest_noise_at_time_zero() -> None:
     np.testing.assert_allclose(VE(sigma_min=0.02, sigma_max=3.0).sigma(jnp.asarray([0.0, 1.0])), [0.02, 3.0], rtol=1e-6)
+
+
+def test_a_constant_serves_as_a_function_of_time() -> None:
+    process = from_log_alpha_sigma(lambda t: 0.0, lambda t: jnp.log(0.01 + t))
+    t = jnp.asarray([0.1, 0.5])
+    chex.assert_trees_all_close(process.alpha(t), jnp.ones(2))
+    chex.assert_trees_all_close(process.marginal(jnp.ones((2, 3)), t)[0], jnp.ones((2, 3)))

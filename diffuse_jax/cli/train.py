@@ -1,12 +1,14 @@
 """diffuse-jax train."""
 
 import argparse
+import contextlib
+import fcntl
 import functools
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,18 +41,31 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.dry_run:
         return _dry_run(config)
     workdir = workdir_of(args)
-    going_on = is_run(workdir)
+    is_run(workdir)  # refuses a folder with checkpoints of something else
     dataset = load_data(config)
     experiment = build(config, describe(config, dataset))
-    if going_on:
-        check_fits(config, experiment.data, workdir, len(dataset.train))
-    else:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_run(workdir, config, experiment.data, len(dataset.train))
-    with Checkpoints(
-        workdir / CHECKPOINTS, keep=config.training.keep, keep_every=config.training.keep_every or None
-    ) as kept:
-        return _run(experiment, dataset, workdir, kept, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with only_trainer(workdir):
+        # What never reached a checkpoint, as one that ran out of memory, may be begun anew.
+        if Checkpoints(workdir / CHECKPOINTS, read_only=True).steps():
+            check_fits(config, experiment.data, workdir, len(dataset.train))
+        else:
+            write_run(workdir, config, experiment.data, len(dataset.train))
+        with Checkpoints(
+            workdir / CHECKPOINTS, keep=config.training.keep, keep_every=config.training.keep_every or None
+        ) as kept:
+            return _run(experiment, dataset, workdir, kept, mesh)
+
+
+@contextlib.contextmanager
+def only_trainer(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds a lock on a workdir, which the system releases whatever ends the process. ConfigError where it is held."""
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"--workdir={workdir} is being trained by another process: name another") from error
+        yield
 
 
 def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: Checkpoints, mesh: Mesh) -> int:

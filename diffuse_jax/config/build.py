@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -101,13 +102,16 @@ class Experiment:
 
     def create_state(self) -> TrainState:
         """The state at step 0, a function of the seed."""
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 0)
-        return create_state(self.net.init(key, self.data.shape), self.optimizer)
+        return create_state(self.net.init(self._key(0), self.data.shape), self.optimizer)
 
     @property
     def key(self) -> jax.Array:
         """The key of all that is random in training."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), 1)
+        return self._key(1)
+
+    def _key(self, purpose: int) -> jax.Array:
+        # From the end of the numbers: those from 0 on are the keys of samples of the same seed (`sample_keys`).
+        return jax.random.fold_in(jax.random.key(self.config.seed), np.uint32(2**32 - 1 - purpose))
 
 
 def load_data(config: ConfigDict) -> Dataset:
@@ -141,6 +145,14 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     parameterization = choose(_PARAMETERIZATIONS, config.parameterization.name, "parameterization.name")._replace(
         label=choose(_LABELS, config.parameterization.label, "parameterization.label")
     )
+    if config.model.get("scale_by_sigma") and (config.model.embedding_type, config.parameterization.label) != (
+        "fourier",
+        "sigma",
+    ):
+        raise ConfigError(
+            "config.model.scale_by_sigma divides the network's output by its label, which is σ only with "
+            "config.model.embedding_type='fourier' and config.parameterization.label='sigma'"
+        )
     params = _parameter_shapes(net, data)
 
     def denoiser(params: Any) -> NetworkDenoiser:

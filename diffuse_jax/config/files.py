@@ -22,16 +22,16 @@ class ConfigError(ValueError):
     """An experiment that cannot be read or built; the message is one line that names the field or the file."""
 
 
-def _folders() -> list[pathlib.Path]:
+def _folder() -> pathlib.Path:
     """Where built-in experiments lie: inside the installed package, or beside it in a checkout."""
     package = pathlib.Path(__file__).parents[1]
-    return [folder for folder in (package / "experiments", package.parent / "experiments") if folder.is_dir()]
+    installed = package / "experiments"
+    return installed if installed.is_dir() else package.parent / "experiments"
 
 
 def experiments() -> dict[str, pathlib.Path]:
     """The built-in experiments by name."""
-    files = (file for folder in reversed(_folders()) for file in sorted(folder.glob("*.py")))
-    return {file.stem: file for file in files if not file.stem.startswith("_")}
+    return {file.stem: file for file in sorted(_folder().glob("*.py")) if not file.stem.startswith("_")}
 
 
 def resolve(name: str) -> str:
@@ -70,7 +70,11 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"--config={name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={name}: get_config() returned {type(config).__name__}, not a ConfigDict")
-    return override(config, overrides)
+    config = override(config, overrides)
+    # A run finds its data from wherever it is gone on with.
+    if os.path.exists(config.data.source):
+        config.data.source = os.path.abspath(config.data.source)
+    return config
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

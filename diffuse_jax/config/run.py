@@ -109,7 +109,8 @@ def restore(experiment: Experiment, workdir: str | os.PathLike[str], step: int |
 def load(workdir: str | os.PathLike[str], step: int | None = None) -> NetworkDenoiser:
     """The denoiser that a run trained, with the averaged parameters of `step` (default: the latest checkpoint).
 
-    Raises CheckpointError where `workdir` holds no run or no such step.
+    A run with `config.data.labels` wants its labels as `cond`: it never saw a sample without. Raises CheckpointError
+    where `workdir` holds no run or no such step.
     """
     config, data = read_run(workdir)
     experiment = build(config, data)

@@ -13,8 +13,9 @@ __all__ = ["NETWORKS", "base", "network"]
 
 NETWORKS: dict[str, type[nn.Module]] = {"ncsnpp": NCSNpp, "ddpm": DDPM, "mlp": MLP}
 
-# Not options of an experiment: the data say how many classes there are, and their range says `centered`.
-_DERIVED = ("name", "parent", "num_classes", "centered")
+# Not options of an experiment: the data say how many classes there are, and their range says `centered`; the table of
+# noise levels belongs to processes in discrete time.
+_DERIVED = ("name", "parent", "num_classes", "centered", "sigma_min", "sigma_max", "num_scales")
 
 
 def network(name: str, **options: Any) -> ConfigDict:
@@ -28,7 +29,8 @@ def network(name: str, **options: Any) -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """Every field of an experiment, at values that train the digits' network size on any small image data.
+    """Every field of an experiment. `model`, `parameterization` and `ema` suit each other only once an experiment has
+    set them; the rest are values that serve small data.
 
     Tuples, not lists, stand for sequences, so that they can be given on the command line. A `placeholder` may be None.
     """

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.evaluation.chunks import map_chunks, shard
-from diffuse_jax.sampling import count_evaluations, sample_keys, solve
+from diffuse_jax.sampling import count_evaluations, denoise_once, sample_keys, solve
 from diffuse_jax.solvers import Solver
 from diffuse_jax.training.sharding import replicated
 
@@ -43,7 +43,8 @@ class Sampler:
         def run(keys: jax.Array, denoise: Denoiser, cond: Any, path: bool) -> tuple[Any, ...]:
             solution = solve(keys, denoise, solver, times, cond=cond, path=path)
             x = finish(solution, times[-1], Conditioned(denoise, cond))
-            each = jnp.broadcast_to(count_evaluations(solver, times, solution.memory), keys.shape[:1])
+            count = count_evaluations(solver, times, solution.memory) + (finish is denoise_once)
+            each = jnp.broadcast_to(count, keys.shape[:1])
             return x, each, None if solution.path is None else jnp.moveaxis(solution.path, 0, 1)
 
         self._run = run

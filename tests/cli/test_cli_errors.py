@@ -16,6 +16,9 @@ from cli_models import TINY, run
 from PIL import Image
 
 import diffuse_jax
+from diffuse_jax.cli.train import only_trainer
+from diffuse_jax.config import ConfigError, DataInfo, build, read
+from diffuse_jax.config.run import read_run, write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -198,6 +201,24 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr(pathlib.Path, "mkdir", read_only)
     assert str(tmp_path / "run") in refused(capsys, "train", *TINY, f"--workdir={tmp_path / 'run'}")
+
+
+def test_a_workdir_has_one_trainer_at_a_time(tmp_path, capsys):
+    with only_trainer(tmp_path):
+        line = refused(capsys, "train", *TINY, f"--workdir={tmp_path}")
+    assert str(tmp_path) in line and "another process" in line
+    assert run("train", *TINY, "--config.training.steps=4", f"--workdir={tmp_path}") == 0
+
+
+def test_a_first_attempt_without_a_checkpoint_is_begun_anew(tmp_path):
+    write_run(tmp_path, read("toy2d"), DataInfo((2,), None, None))  # as left by a run that died in its first step
+    assert run("train", *TINY, "--config.training.steps=4", f"--workdir={tmp_path}") == 0
+    assert read_run(tmp_path)[0].training.batch_size == 16
+
+
+def test_an_output_divided_by_a_label_that_is_not_sigma_is_refused():
+    with pytest.raises(ConfigError, match=r"scale_by_sigma .*label='sigma'"):
+        build(read("digits", ["--config.model.scale_by_sigma=True"]))
 
 
 def test_a_run_that_diverges_ends_with_status_1_and_its_last_good_checkpoint(tmp_path, capsys):

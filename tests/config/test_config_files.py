@@ -97,7 +97,7 @@ def test_fields_of_ones_own_are_recorded_and_compared(tmp_path, fields):
 
 
 def test_a_network_lists_every_field_of_its_module_and_no_other():
-    assert set(network("mlp")) == {"name", "width", "depth", "dropout"}
+    assert set(network("mlp")) == {"name", "width", "depth", "frequencies", "dropout"}
     with pytest.raises(ConfigError, match=r"config\.model: .*no_such_field"):
         config = base()
         config.model = network("mlp", no_such_field=3)

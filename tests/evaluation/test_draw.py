@@ -11,7 +11,7 @@ from diffuse_jax.data.sources import Arrays
 from diffuse_jax.evaluation import Sampler, likelihoods
 from diffuse_jax.evaluation.chunks import map_chunks
 from diffuse_jax.likelihood import exact_trace, hutchinson_trace
-from diffuse_jax.sampling import last_mean
+from diffuse_jax.sampling import denoise_once, last_mean
 from diffuse_jax.training import make_mesh
 
 SDE = VP()
@@ -66,6 +66,12 @@ def test_a_solver_that_states_no_evaluations_draws_with_their_number_unknown():
     )
     np.testing.assert_allclose(drawn.x, start / 2**6, rtol=1e-6)
     assert np.isnan(drawn.evaluations).all()
+
+
+def test_a_denoising_at_the_end_counts_as_an_evaluation():
+    grid = times.uniform(SDE, 6)
+    draw = Sampler(solvers.heun(), grid, denoise_once, mesh=mesh(1), batch_size=4)
+    assert (draw(GAUSSIAN, seed=0, n=4).evaluations == 2 * 6 + 1).all()
 
 
 def label_net(params, x, t, *, cond=None, rng=None):
