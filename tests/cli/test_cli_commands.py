@@ -232,11 +232,13 @@ def test_a_run_on_which_one_goes_on_ends_where_the_uninterrupted_one_does(toy_ru
 def test_a_dry_run_counts_without_writing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("train", *TINY, "--dry_run") == 0
-    # time: 33·16 + 16 and 16·16 + 16; in: x and 6 waves of each entry, 14·16 + 16; layer: 16·16 + 16 twice and 16·16 of time; out: 16·2 + 2
+    # time: 33·16 + 16 and 16·16 + 16; in: x and 6 waves of each entry, 14·16 + 16; layer: 16·16 + 16 twice, and 16·16
+    # of time; out: 16·2 + 2
     count = (33 * 16 + 16) + (16 * 16 + 16) + (14 * 16 + 16) + 2 * (16 * 16 + 16) + 16 * 16 + (16 * 2 + 2)
     out = capsys.readouterr().out
     assert f"parameters   {count:,}" in out
-    assert json.loads(out[: out.index("\ndata ")])["model"] == {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.0}
+    model = {"name": "mlp", "width": 16, "depth": 1, "frequencies": 3, "dropout": 0.0}
+    assert json.loads(out[: out.index("\ndata ")])["model"] == model
     assert list(tmp_path.iterdir()) == []
 
 
