@@ -9,9 +9,7 @@ import argparse
 import json
 import sys
 
-import numpy as np
-
-from diffuse_jax.cli.run import sampler, to_data
+from diffuse_jax.cli.run import labels_in_turn, sampler, to_data
 from diffuse_jax.config import build
 from diffuse_jax.config.run import read_run, restore
 from diffuse_jax.evaluation import digits_report
@@ -26,8 +24,7 @@ def main() -> int:
     args = parser.parse_args()
     experiment = build(*read_run(args.workdir))
     params, step = restore(experiment, args.workdir)
-    classes = experiment.data.num_classes
-    labels = None if classes is None else np.arange(args.num, dtype=np.int32) % classes
+    labels = labels_in_turn(experiment, args.num)
     drawn = sampler(experiment, make_mesh())(experiment.denoiser(params), seed=args.seed, n=args.num, labels=labels)
     print(json.dumps({"step": step, **digits_report(to_data(experiment, drawn.x))}, indent=2))
     return 0

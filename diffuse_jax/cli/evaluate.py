@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffuse_jax.checkpoints import write_json_atomic
-from diffuse_jax.cli.run import TrainedRun, free_name, open_run, sampler, to_data
-from diffuse_jax.cli.sample import class_labels
+from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, sampler, to_data
 from diffuse_jax.config import load_data
 from diffuse_jax.config.solvers import choose
 from diffuse_jax.data import DataError, Dataset
@@ -40,7 +39,7 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     bits, bits_error = mean_and_error(found.bits_per_dim)
     n = args.num or config.evaluation.num_samples
     drawn = sampler(run.experiment, run.mesh)(
-        run.denoise, seed=args.seed, n=n, labels=class_labels(run, n, None), progress="samples"
+        run.denoise, seed=args.seed, n=n, labels=labels_in_turn(run.experiment, n), progress="samples"
     )
     distance, space, reference = _frechet(run, dataset, to_data(run.experiment, drawn.x))
     rows: dict[str, Any] = {

@@ -19,7 +19,7 @@ from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.evaluation import Sampler, image_grid, scatter_picture
 from diffuse_jax.training import make_mesh
 
-__all__ = ["TrainedRun", "free_name", "open_run", "picture", "sampler", "to_data", "workdir_of"]
+__all__ = ["TrainedRun", "free_name", "labels_in_turn", "open_run", "picture", "sampler", "to_data", "workdir_of"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Sampler:
     """The sampler of `config.sampling`."""
     plan = experiment.plan
     return Sampler(plan.solver, plan.times, plan.finish, mesh=mesh, batch_size=experiment.config.sampling.batch_size)
+
+
+def labels_in_turn(experiment: Experiment, n: int) -> np.ndarray | None:
+    """The classes of n samples, each in turn; None where there are none."""
+    classes = experiment.data.num_classes
+    return None if classes is None else np.arange(n, dtype=np.int32) % classes
 
 
 def to_data(experiment: Experiment, x: Any) -> np.ndarray:

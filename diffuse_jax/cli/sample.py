@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffuse_jax.checkpoints import write_json_atomic
-from diffuse_jax.cli.run import TrainedRun, free_name, open_run, picture, sampler, to_data
+from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, picture, sampler, to_data
 from diffuse_jax.config import ConfigError
 from diffuse_jax.evaluation import save_gif, save_png
 from diffuse_jax.evaluation.pictures import written_atomically
@@ -62,7 +62,7 @@ def class_labels(run: TrainedRun, n: int, label: int | None) -> np.ndarray | Non
         return None
     if label is not None and not 0 <= label < classes:
         raise ConfigError(f"--label={label} must be one of 0 … {classes - 1}")
-    return np.full(n, label, np.int32) if label is not None else np.arange(n, dtype=np.int32) % classes
+    return np.full(n, label, np.int32) if label is not None else labels_in_turn(run.experiment, n)
 
 
 def _frames(run: TrainedRun, path: np.ndarray, last: np.ndarray) -> list[np.ndarray]:

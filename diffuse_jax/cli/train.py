@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import Checkpoints
-from diffuse_jax.cli.run import picture, sampler, to_data, workdir_of
+from diffuse_jax.cli.run import labels_in_turn, picture, sampler, to_data, workdir_of
 from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, read
 from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, write_run
 from diffuse_jax.data import Batches, Dataset, prefetch
@@ -128,8 +127,8 @@ def _start(experiment: Experiment, kept: Checkpoints, mesh: Mesh) -> TrainState:
 def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh) -> GridDrawer:
     """What draws a grid of samples of the averaged parameters."""
     draw = sampler(experiment, mesh)
-    config, classes = experiment.config, experiment.data.num_classes
-    labels = None if classes is None else np.arange(config.sampling.num, dtype=np.int32) % classes
+    config = experiment.config
+    labels = labels_in_turn(experiment, config.sampling.num)
 
     def draw_grid(state: TrainState, step: int) -> pathlib.Path:
         samples = draw(experiment.denoiser(state.ema), seed=config.seed, n=config.sampling.num, labels=labels)
