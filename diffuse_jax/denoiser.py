@@ -21,8 +21,10 @@ __all__ = [
     "Denoised",
     "Denoiser",
     "NetworkDenoiser",
+    "OnProcess",
     "ScoreDenoiser",
     "from_score",
+    "on_process",
     "score_of",
     "unbind",
 ]
@@ -53,7 +55,7 @@ def score_of(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
 @pytree
 class NetworkDenoiser:
     """The denoiser of a network `net(params, x, label, *, cond, rng) -> F`, any callable with F shaped like x (batch,
-    …).
+    …), but for a parameterization whose `output` takes a part.
 
     `cond` and `rng` are passed only where present; `rng` turns on dropout. `shape` is that of one sample, where it is
     known, so that sampling can start from the prior. `net`, `parameterization` and `shape` are static and compared by
@@ -70,7 +72,8 @@ class NetworkDenoiser:
         """F for x (batch, …) at t, a scalar or (batch,)."""
         label = jnp.broadcast_to(self.parameterization.label(self.sde, t), x.shape[:1])
         present = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
-        return self.net(self.params, x, label, **present)
+        scaled = expand(self.parameterization.scale(self.sde, t), x) * x
+        return self.parameterization.output(self.net(self.params, scaled, label, **present), x)
 
     def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
         raw = self.raw(x, t, cond)
@@ -125,6 +128,42 @@ class Conditioned:
 
     def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
         return self.denoise(x, t, self.cond if cond is None else cond)
+
+
+@pytree
+class OnProcess:
+    """A denoiser stated on another process than its own; made by `on_process`."""
+
+    denoise: Denoiser
+    sde: SDE
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        return getattr(self.denoise, "shape", None)
+
+    def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
+        own = self.denoise.sde
+        own_t = own.inverse_log_snr(self.sde.log_snr(t))
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        scale = jnp.hypot(own.alpha(own_t), own.sigma(own_t)) / jnp.hypot(alpha, sigma)
+        x0, eps = self.denoise(expand(scale, x) * x, own_t, cond)
+        # x = α·x0 + σ·eps to rounding, and where its own range of log-SNR ends: the member that is divided by the
+        # greater factor follows from the other.
+        alpha, sigma = expand(alpha, x), expand(sigma, x)
+        return Denoised(
+            jnp.where(alpha > sigma, (x - sigma * eps) / jnp.maximum(alpha, sigma), x0),
+            jnp.where(alpha > sigma, eps, (x - alpha * x0) / jnp.maximum(alpha, sigma)),
+        )
+
+
+def on_process(denoise: Denoiser, sde: SDE) -> OnProcess:
+    """`denoise`, which knows its own process, as a denoiser of `sde`: x(t) is the same datum under the same noise as on
+    its own process at the time of equal log-SNR, but for a factor √(α² + σ²) (2206.00364, §2).
+
+    So any solver and grid of one process serves networks of another. Where log-SNR leaves the range of the denoiser's
+    own process it is asked at the end of its time. The result keeps `shape`.
+    """
+    return OnProcess(denoise, sde)
 
 
 def unbind(denoise: Denoiser, cond: Any = None) -> tuple[Denoiser, Any]:

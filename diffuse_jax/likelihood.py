@@ -1,8 +1,8 @@
 """log p(x) by the probability-flow ODE (2011.13456, §4.3): log p(x) = log prior(x(T)) + ∫ ∇·(dx/dt) dt along the flow
 from t_min to T.
 
-The density is that of x(t_min) under the process's own prior at T. Each sample is integrated to its own tolerance, so
-its value does not depend on its batch-mates.
+The density is that of x(t_min) under the process's own prior at the end of its time grids (T, or t_max where the
+process states one). Each sample is integrated to its own tolerance, so its value does not depend on its batch-mates.
 """
 
 import functools
@@ -16,32 +16,40 @@ import numpy as np
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
-from diffuse_jax.solvers.flow import integrate, velocity
+from diffuse_jax.solvers.adaptive import integrate
+from diffuse_jax.solvers.flow import velocity
 
 __all__ = [
     "LogProb",
     "bits_per_dim",
     "dequantize",
     "exact_trace",
+    "gaussian_trace",
     "hutchinson_trace",
     "log_prob",
     "nats_to_bits_per_dim",
 ]
 
 Field = Callable[[Array], Array]
+Trace = Callable[[Field, Array, Array | None], tuple[Array, Array]]
 
 
 class LogProb(NamedTuple):
-    """log p in nats (batch,), the flow's end x(T) (batch, …), and the evaluations that each sample took (batch,)."""
+    """log p in nats, its standard error from the estimate of the trace, the flow's end x(T), and the evaluations that
+    each sample took; the latent (batch, …), the others (batch,).
+
+    The error is 0 for an exact trace, and NaN for a single probe, which cannot tell.
+    """
 
     log_prob: Array
+    error: Array
     latent: Array
     evaluations: Array
 
 
-def exact_trace(field: Field, x: Array, probe: Array | None) -> tuple[Array, Array]:
-    """field(x) and its exact divergence at one sample x, from as many derivatives as x has entries; the probe is not
-    used."""
+def exact_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Array]:
+    """field(x) and its exact divergence (), at one sample x, from as many derivatives as x has entries; the probes are
+    not used."""
     value, derivative = jax.linearize(field, x)
     basis = jnp.eye(x.size, dtype=x.dtype)
     diagonal = jax.lax.map(
@@ -50,24 +58,41 @@ def exact_trace(field: Field, x: Array, probe: Array | None) -> tuple[Array, Arr
     return value, jnp.sum(diagonal)
 
 
-def hutchinson_trace(field: Field, x: Array, probe: Array | None) -> tuple[Array, Array]:
-    """field(x) and the estimate vᵀ·J·v of its divergence, v = sign(probe): unbiased, exact where J is diagonal.
+def hutchinson_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Array]:
+    """field(x) and the estimates vᵀ·J·v (k,) of its divergence, with random signs v = sign(probes) (k, …): unbiased,
+    exact where J is diagonal (Hutchinson 1990).
 
-    Raises ValueError without a probe.
+    The estimate has the variance 2·Σ_{i≠j} S_ij², S the symmetric part of J. Raises ValueError without probes.
     """
-    if probe is None:
-        raise ValueError("hutchinson_trace draws a probe for each sample: give keys=sample_keys(seed, first, n)")
-    v = jnp.where(probe < 0, -1.0, 1.0).astype(x.dtype)
-    value, derivative = jax.jvp(field, (x,), (v,))
-    return value, jnp.sum(v * derivative)
+    v = jnp.where(_given(probes, "hutchinson_trace") < 0, -1.0, 1.0).astype(x.dtype)
+    return _quadratic_forms(field, x, v)
+
+
+def gaussian_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Array]:
+    """`hutchinson_trace` with the standard normal probes themselves: the variance is 2·Σ_ij S_ij², never the smaller
+    one, and does not depend on the basis in which x is written. Raises ValueError without probes."""
+    return _quadratic_forms(field, x, _given(probes, "gaussian_trace"))
+
+
+def _given(probes: Array | None, name: str) -> Array:
+    if probes is None:
+        raise ValueError(f"{name} draws probes for each sample: give keys=sample_keys(seed, first, n)")
+    return probes
+
+
+def _quadratic_forms(field: Field, x: Array, v: Array) -> tuple[Array, Array]:
+    # Only the derivatives depend on v: under vmap the field itself is evaluated once, whatever the number of probes.
+    values, derivatives = jax.vmap(lambda one: jax.jvp(field, (x,), (one,)))(v)
+    return values[0], jnp.sum((v * derivatives).reshape(v.shape[0], -1), axis=-1)
 
 
 def log_prob(
     denoise: Denoiser,
     x: Array,
     *,
-    trace: Callable[[Field, Array, Array | None], tuple[Array, Array]] = exact_trace,
+    trace: Trace = exact_trace,
     keys: Array | None = None,
+    probes: int = 1,
     cond: Any = None,
     t_min: float = 1e-5,
     rtol: float = 1e-5,
@@ -76,27 +101,42 @@ def log_prob(
 ) -> LogProb:
     """log p of x (batch, …), taken as draws of x(t_min), in nats.
 
-    `hutchinson_trace` needs `keys` (batch,) (`sample_keys`), from which one probe a sample is drawn and held fixed
-    through the solve, as an adaptive solver requires. A sample that needs more than `max_steps` steps becomes NaN.
-    Raises ValueError where keys are missing.
+    `trace(field, x, v)` gives a field at one sample x (…) and its divergence: one number (), or an estimate for each of
+    the probes v (k, …). `hutchinson_trace` and `gaussian_trace` need `keys` (batch,) (`sample_keys`), from which
+    `probes` standard normal draws a sample are made; they are held fixed through the solve, as an adaptive solver
+    requires, so that each gives an unbiased log p of its own and their spread the standard error. The first k of more
+    probes are the same. A sample that needs more than `max_steps` steps becomes NaN. Raises ValueError where keys are
+    missing, or for less than one probe.
     """
-    probe = None if keys is None else keyed_noise(keys, 0, x)(0)
+    if probes < 1:
+        raise ValueError(f"probes={probes}: at least 1 is needed, and 2 for a standard error")
+    draw = None if keys is None else keyed_noise(keys, 0, x)
+    v = None if draw is None else jax.vmap(draw, out_axes=1)(jnp.arange(probes))
     denoise, cond = unbind(denoise, cond)
     sde = denoise.sde
+    t, s = jnp.asarray(t_min, x.dtype), jnp.asarray(sde.t_start, x.dtype)
 
     def field(time: Array, y: tuple[Array, Array], args: tuple[Denoiser, Any, Array | None]) -> tuple[Array, Array]:
         one, one_cond, v = args
         return trace(lambda point: velocity(one, point[None], time, one_cond)[0], y[0], v)
 
     def solve(x: Array, v: Array | None, cond: Any) -> LogProb:
-        one_cond = jax.tree.map(lambda leaf: leaf[None], cond)
-        start = (x, jnp.zeros((), x.dtype))
-        t, s = jnp.asarray(t_min, x.dtype), jnp.asarray(sde.T, x.dtype)
-        end = integrate(field, start, t, s, (denoise, one_cond, v), rtol=rtol, atol=atol, max_steps=max_steps)
+        args = (denoise, jax.tree.map(lambda leaf: leaf[None], cond), v)
+        rates = jax.eval_shape(field, t, (x, None), args)[1]
+        end = integrate(
+            field, (x, jnp.zeros(rates.shape, x.dtype)), t, s, args, rtol=rtol, atol=atol, max_steps=max_steps
+        )
         latent, gained = end.y
-        return LogProb(sde.prior_log_prob(latent[None])[0] + gained, latent, end.evaluations)
+        error = jnp.zeros_like(gained) if gained.ndim == 0 else _standard_error(gained)
+        return LogProb(sde.prior_log_prob(latent[None])[0] + jnp.mean(gained), error, latent, end.evaluations)
 
-    return jax.vmap(solve)(x, probe, cond)
+    return jax.vmap(solve)(x, v, cond)
+
+
+def _standard_error(estimates: Array) -> Array:
+    """The standard error of the mean of independent estimates (k,), NaN for k = 1."""
+    k = estimates.shape[0]
+    return jnp.std(estimates, ddof=1) / np.sqrt(k) if k > 1 else jnp.full((), jnp.nan, estimates.dtype)
 
 
 def dequantize(x: Array, u: Array, *, levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)) -> Array:
@@ -108,14 +148,16 @@ def dequantize(x: Array, u: Array, *, levels: int = 256, range: tuple[float, flo
 
 
 def nats_to_bits_per_dim(
-    log_prob: Array, dims: int, *, levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)
+    log_prob: Array, dims: int, *, levels: int | None = 256, range: tuple[float, float] = (-1.0, 1.0)
 ) -> Array:
     """Bits a dimension of data with `levels` values, given the log density of the data dequantized over `range`.
 
-    −log p/(dims·ln 2) + log2(levels/(hi − lo)): an offset of 7 for 256 levels in [−1, 1], of 8 for [0, 1].
+    −log p/(dims·ln 2) + log2(levels/(hi − lo)): an offset of 7 for 256 levels in [−1, 1], of 8 for [0, 1]. With levels
+    = None there are no cells and no offset: for a density as it is, or a log probability of discrete data (`elbo`).
     """
     low, high = range
-    return -log_prob / (dims * np.log(2)) + np.log2(levels / (high - low))
+    bits = -log_prob / (dims * np.log(2))
+    return bits if levels is None else bits + np.log2(levels / (high - low))
 
 
 def bits_per_dim(
@@ -126,19 +168,33 @@ def bits_per_dim(
     levels: int = 256,
     range: tuple[float, float] = (-1.0, 1.0),
     dequantization: Callable[..., Array] | None = dequantize,
+    draws: int = 1,
     **solve: Any,
 ) -> Array:
     """Bits a dimension of discrete data x (batch, …) with `levels` values in `range`: an upper bound on the code
     length, (batch,).
 
     `dequantization(x, u, levels=…, range=…)` spreads each value over its cell, with uniform u drawn from `keys`
-    (batch,); None says that x has been dequantized already. The rest goes to `log_prob`, with the trace estimated
-    (`hutchinson_trace`) unless said otherwise.
+    (batch,); None says that x has been dequantized already. With `draws` = K > 1 the bound is −log of the mean of p
+    over K dequantizations, which falls with K towards the code length of the cell's probability (Burda et al.,
+    1509.00519, theorem 1; 1902.00275, §3.1), at K solves, one after another. The rest goes to `log_prob`, with the
+    trace estimated (`hutchinson_trace`) unless said otherwise. An estimated trace keeps the bound in the mean for K = 1
+    only: in a mean of densities its errors do not average out, so take the exact trace or many probes there. Raises
+    ValueError for several draws of data that have been dequantized already.
     """
-    if dequantization is not None:
-        # Stream 0 makes the probe.
-        uniform = functools.partial(jax.random.uniform, shape=x.shape[1:], dtype=x.dtype)
-        u = jax.vmap(lambda key: uniform(jax.random.fold_in(key, 1)))(keys)
-        x = dequantization(x, u, levels=levels, range=range)
-    nats = log_prob(denoise, x, keys=keys, **{"trace": hutchinson_trace, **solve}).log_prob
+    if draws < 1 or (draws > 1 and dequantization is None):
+        raise ValueError(
+            f"draws={draws}: at least 1, and only 1 where dequantization=None says that x is drawn already"
+        )
+    uniform = functools.partial(jax.random.uniform, shape=x.shape[1:], dtype=x.dtype)
+    options: dict[str, Any] = {"trace": hutchinson_trace, **solve}
+
+    def one(draw: Array) -> Array:
+        each = jax.vmap(jax.random.fold_in, (0, None))(keys, draw)
+        # Stream 0 makes the probes.
+        u = jax.vmap(lambda key: uniform(jax.random.fold_in(key, 1)))(each)
+        spread = x if dequantization is None else dequantization(x, u, levels=levels, range=range)
+        return log_prob(denoise, spread, keys=each, **options).log_prob
+
+    nats = jax.nn.logsumexp(jax.lax.map(one, jnp.arange(draws)), axis=0) - np.log(draws)
     return nats_to_bits_per_dim(nats, int(np.prod(x.shape[1:])), levels=levels, range=range)

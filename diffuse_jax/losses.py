@@ -60,15 +60,17 @@ def stratify(u: Array, index: Array, total: int) -> Array:
 
 
 def uniform_times(u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Array]:
-    """Times t_min + (T − t_min)·u and their density relative to the uniform one, which is 1; both (batch,)."""
-    return t_min + (sde.T - t_min) * u, jnp.ones_like(u)
+    """Times t_min + (t_max − t_min)·u, t_max being where the process's grids start (T, unless it states one), and their
+    density relative to the uniform one, which is 1; both (batch,)."""
+    return t_min + (sde.t_start - t_min) * u, jnp.ones_like(u)
 
 
 def importance_times(u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Array]:
-    """Times with density ∝ g²/σ² on [t_min, T] and that density relative to the uniform one; both (batch,).
+    """Times with density ∝ g²/σ² on [t_min, t_max] and that density relative to the uniform one; both (batch,).
 
     g²/σ² = −d log_snr/dt, so these are the times of a uniform log-SNR (Song et al., 2101.09258, §5.1).
     """
-    first, last = sde.log_snr(jnp.asarray([t_min, sde.T]))
-    t = jnp.clip(sde.inverse_log_snr(first + u * (last - first)), t_min, sde.T)
-    return t, sde.g2(t) / jnp.square(sde.sigma(t)) * (sde.T - t_min) / (first - last)
+    t_max = sde.t_start
+    first, last = sde.log_snr(jnp.asarray([t_min, t_max]))
+    t = jnp.clip(sde.inverse_log_snr(first + u * (last - first)), t_min, t_max)
+    return t, sde.g2(t) / jnp.square(sde.sigma(t)) * (t_max - t_min) / (first - last)

@@ -1,4 +1,4 @@
-"""What the output F of a network means: noise, x0, v, score, and score_sde's conventions.
+"""What the output F of a network means: noise, x0, v, score, EDM's, flow, and the conventions of published networks.
 
 A parameterization states both members of `Denoised` in closed form,
 
@@ -9,6 +9,7 @@ error of eps is d·(target − F): a loss needs no subtraction of nearly equal n
 α.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,14 @@ from diffuse_jax.sde import SDE, Array
 
 __all__ = [
     "Parameterization",
+    "edm",
+    "flow",
+    "iddpm",
     "label_999t",
+    "label_edm",
+    "label_index",
+    "label_nearest_index",
+    "label_reversed_index",
     "label_sigma",
     "label_t",
     "noise",
@@ -48,17 +56,61 @@ def label_sigma(sde: SDE, t: Any) -> Array:
     return sde.sigma(t)
 
 
+def label_edm(sde: SDE, t: Any) -> Array:
+    """¼·log(σ/α), the label of EDM's networks (2206.00364, table 1): it is negative at small noise."""
+    return -0.125 * sde.log_snr(t)
+
+
+def label_index(sde: SDE, t: Any) -> Array:
+    """t·N/T − 1, at least 0 and not rounded: at an own time of a process of a table of N, the number of its entry, what
+    DDPM's networks read. TypeError for a process without a table."""
+    return jnp.maximum(jnp.asarray(t) * (_table_of(sde).N / sde.T) - 1, 0)
+
+
+def label_reversed_index(sde: SDE, t: Any) -> Array:
+    """N − 1 − `label_index`, rounded: what SMLD's networks read, whose noise levels descend. TypeError for a process
+    without a table."""
+    return _table_of(sde).N - 1 - jnp.round(label_index(sde, t))
+
+
+def label_nearest_index(sde: SDE, t: Any) -> Array:
+    """The entry, 0 … N − 1, of a process's table whose σ/α is the nearest to that at t: EDM's rounding for networks
+    that know N times only (2206.00364, table 1). TypeError for a process without a table."""
+    times = _table_of(sde).table_times()
+    levels = jnp.exp(-0.5 * sde.log_snr(times))
+    level = jnp.exp(-0.5 * sde.log_snr(t))
+    return jnp.searchsorted(0.5 * (levels[1:] + levels[:-1]), level).astype(level.dtype)
+
+
+def _table_of(sde: SDE) -> Any:
+    if not hasattr(sde, "table_times"):
+        raise TypeError(
+            f"an index is the label of a process of a table, DiscreteVP or DiscreteVE, not {type(sde).__name__}"
+        )
+    return sde
+
+
+def _no_scale(sde: SDE, t: Any) -> Any:
+    return 1.0
+
+
+def _whole(raw: Array, x: Array) -> Array:
+    return raw
+
+
 class Parameterization(NamedTuple):
-    """What a network's output F means. Three pure functions, compared by identity; write your own by stating them.
+    """What a network's output F means. Pure functions, compared by identity; write your own by stating the first two.
 
     `coefficients(sde, t) -> (a, b, c, d)` with x0 = a·x + b·F and eps = c·x + d·F; `target(sde, x0, eps, t)` is the F
     that a perfect network would give for x = α·x0 + σ·eps (t broadcastable to x0); `label(sde, t)` is the time that the
-    network reads.
+    network reads, `scale(sde, t)` the factor on the x that it reads, and `output(raw, x)` what of its raw output is F.
     """
 
     coefficients: Callable[[SDE, Any], tuple[Any, Any, Any, Any]]
     target: Callable[[SDE, Array, Array, Any], Array]
     label: Callable[[SDE, Any], Array] = label_t
+    scale: Callable[[SDE, Any], Any] = _no_scale
+    output: Callable[[Array, Array], Array] = _whole
 
 
 def _noise_coefficients(sde: SDE, t: Any) -> tuple[Any, Any, Any, Any]:
@@ -98,6 +150,57 @@ def _score_target(sde: SDE, x0: Array, eps: Array, t: Any) -> Array:
     return -eps / sde.sigma(t)
 
 
+def _flow_coefficients(sde: SDE, t: Any) -> tuple[Any, Any, Any, Any]:
+    alpha, sigma = sde.alpha(t), sde.sigma(t)
+    total = alpha + sigma
+    return 1 / total, -sigma / total, 1 / total, alpha / total
+
+
+def _flow_target(sde: SDE, x0: Array, eps: Array, t: Any) -> Array:
+    return eps - x0
+
+
+def _edm_coefficients(sigma_data: float, sde: SDE, t: Any) -> tuple[Any, Any, Any, Any]:
+    # The signal's deviation α·σ_data and the noise's, as the sine and cosine of an angle.
+    signal, sigma = sigma_data * sde.alpha(t), sde.sigma(t)
+    norm = jnp.hypot(signal, sigma)
+    sin, cos = signal / norm, sigma / norm
+    return sin * sigma_data / norm, cos * sigma_data, cos / norm, -sin
+
+
+def _edm_target(sigma_data: float, sde: SDE, x0: Array, eps: Array, t: Any) -> Array:
+    signal, sigma = sigma_data * sde.alpha(t), sde.sigma(t)
+    return (sigma / sigma_data * x0 - signal * eps) / jnp.hypot(signal, sigma)
+
+
+def _edm_scale(sigma_data: float, sde: SDE, t: Any) -> Array:
+    return 1 / jnp.hypot(sigma_data * sde.alpha(t), sde.sigma(t))
+
+
+def edm(sigma_data: float = 0.5) -> Parameterization:
+    """EDM's preconditioning (2206.00364, table 1) for data of deviation `sigma_data`, on any process: with n² = σ² +
+    α²·sigma_data², the network reads x/n, and F = (σ/sigma_data·x0 − α·sigma_data·eps)/n is of unit variance. Equal
+    arguments give the same object. ValueError unless sigma_data > 0.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data={sigma_data} must be positive: it is the standard deviation of the data")
+    return _edm(float(sigma_data))
+
+
+@functools.cache
+def _edm(sigma_data: float) -> Parameterization:
+    return Parameterization(
+        functools.partial(_edm_coefficients, sigma_data),
+        functools.partial(_edm_target, sigma_data),
+        label_edm,
+        functools.partial(_edm_scale, sigma_data),
+    )
+
+
+def _first_channels(raw: Array, x: Array) -> Array:
+    return raw[..., : x.shape[-1]]
+
+
 #: F = eps (Ho et al., 2006.11239, eq. 12).
 noise = Parameterization(_noise_coefficients, _noise_target)
 #: F = x0.
@@ -111,3 +214,8 @@ score_sde_vp = noise._replace(label=label_999t)
 #: score_sde's continuous VE networks: label σ, F = score (the network divides by σ itself where `scale_by_sigma` is
 #: set).
 score_sde_ve = score._replace(label=label_sigma)
+#: F = eps − x0, the velocity of rectified flow (Liu et al., 2209.03003, eq. 1), for any α and σ.
+flow = Parameterization(_flow_coefficients, _flow_target)
+#: Improved DDPM's and ADM's networks (2102.09672) on a DiscreteVP: F = eps is the first half of their output, the
+#: other half being a learned variance, and their label is the nearest entry of their table.
+iddpm = noise._replace(label=label_nearest_index, output=_first_channels)

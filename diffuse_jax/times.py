@@ -1,33 +1,177 @@
-"""Time grids: decreasing arrays of n + 1 times from T to t_min > 0. Pure functions of a process, independent of how a
-network was trained."""
+"""Time grids: decreasing arrays of times, pure functions of a process, independent of how a network was trained.
+
+`uniform`, `log_snr`, `karras`, `quadratic` and `cosine` give n + 1 times from t_max (the process's own where None: T,
+or a little before it where α(T) = 0) to t_min > 0, both exactly. `noise_levels` and `explicit` take numbers of yours.
+`leading`, `trailing` and `linspace` pick n of a table of N times t_k = (k + 1)/N·T, the steps of a DDPM (2305.08891,
+table 2): that is n − 1 steps of a solver, and with `finish=denoise_once` the n evaluations of DDIM, of which the last
+goes to time 0.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffuse_jax.sde import SDE
 
-__all__ = ["log_snr", "uniform"]
+__all__ = [
+    "cosine",
+    "explicit",
+    "karras",
+    "leading",
+    "linspace",
+    "log_snr",
+    "noise_levels",
+    "quadratic",
+    "trailing",
+    "uniform",
+]
 
 
-def uniform(sde: SDE, n: int, t_min: float | None = None) -> jax.Array:
-    """n + 1 equally spaced times from T to t_min (the process's own where None), shape (n + 1,)."""
-    return jnp.linspace(sde.T, _stop(sde, n, t_min), n + 1)
+def uniform(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None) -> jax.Array:
+    """n + 1 equally spaced times, shape (n + 1,)."""
+    start, stop = _ends(sde, n, t_min, t_max)
+    return jnp.linspace(start, stop, n + 1)
 
 
-def log_snr(sde: SDE, n: int, t_min: float | None = None) -> jax.Array:
-    """n + 1 times from T to t_min, equally spaced in log-SNR (2206.00927, §3.4), shape (n + 1,)."""
-    stop = _stop(sde, n, t_min)
-    ends = sde.log_snr(jnp.asarray([sde.T, stop]))
-    inner = sde.inverse_log_snr(jnp.linspace(ends[0], ends[1], n + 1)[1:-1])
-    return jnp.concatenate([jnp.full(1, sde.T, inner.dtype), inner, jnp.full(1, stop, inner.dtype)])
+def quadratic(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None) -> jax.Array:
+    """n + 1 times equally spaced in √t (2010.02502, appendix D.2), shape (n + 1,)."""
+    start, stop = _ends(sde, n, t_min, t_max)
+    return _between(start, stop, jnp.square(jnp.linspace(start**0.5, stop**0.5, n + 1)))
 
 
-def _stop(sde: SDE, n: int, t_min: float | None) -> float:
+def log_snr(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None) -> jax.Array:
+    """n + 1 times equally spaced in log-SNR (2206.00927, §3.4), shape (n + 1,)."""
+    return _in_log_snr(sde, n, t_min, t_max, lambda first, last, share: first + share * (last - first))
+
+
+def karras(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None, rho: float = 7.0) -> jax.Array:
+    """n + 1 times equally spaced in σ̃^{1/rho} with σ̃ = σ/α (2206.00364, eq. 5, which has n − 1 for this n, and a last
+    step to 0), shape (n + 1,). ValueError unless rho > 0."""
+    if not rho > 0:
+        raise ValueError(f"rho={rho} must be positive: noise levels are spaced evenly in their power 1/rho")
+
+    def spaced(first: jax.Array, last: jax.Array, share: jax.Array) -> jax.Array:
+        # Relative to the greatest σ̃, whose own powers could overflow.
+        ratio = jnp.exp((first - last) / (2 * rho))
+        return first - 2 * rho * jnp.log1p(share * (ratio - 1))
+
+    return _in_log_snr(sde, n, t_min, t_max, spaced)
+
+
+def cosine(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None) -> jax.Array:
+    """n + 1 times equally spaced in the angle arctan(σ/α), shape (n + 1,)."""
+
+    def spaced(first: jax.Array, last: jax.Array, share: jax.Array) -> jax.Array:
+        # The unit vectors (α, σ)/√(α² + σ²) of both ends, and those at equal angles between them: no tangent near π/2.
+        cos_first, cos_last = (jnp.exp(0.5 * jax.nn.log_sigmoid(value)) for value in (first, last))
+        sin_first, sin_last = (jnp.exp(0.5 * jax.nn.log_sigmoid(-value)) for value in (first, last))
+        angle = jnp.arctan2(sin_first * cos_last - cos_first * sin_last, cos_first * cos_last + sin_first * sin_last)
+        to_first, to_last = jnp.sin((1 - share) * angle), jnp.sin(share * angle)
+        cos, sin = cos_first * to_first + cos_last * to_last, sin_first * to_first + sin_last * to_last
+        return 2 * (jnp.log(cos) - jnp.log(sin))
+
+    return _in_log_snr(sde, n, t_min, t_max, spaced)
+
+
+def noise_levels(sde: SDE, levels: Any) -> jax.Array:
+    """The times (m,) at which σ/α has the given values (m,), decreasing and positive; a value that the process does not
+    reach gives the end of time nearest to it. ValueError for fewer than 2, or values that are not of that kind."""
+    levels = _decreasing(levels, "levels")
+    return sde.inverse_log_snr(jnp.asarray(-2 * np.log(levels)))
+
+
+def explicit(sde: SDE, times: Any) -> jax.Array:
+    """The given times (m,) themselves. ValueError unless they are 2 or more, decrease, and lie in (0, T]."""
+    times = _decreasing(times, "times")
+    if times[0] > sde.T:
+        raise ValueError(f"times={_shown(times)} must lie in (0, {sde.T}], the times of the process")
+    return jnp.asarray(times)
+
+
+def leading(sde: SDE, n: int, table: int | None = None, offset: int = 0) -> jax.Array:
+    """Times (n,) of the entries (N//n)·k + offset for k = n − 1, …, 0 of a table of N = `table` times (DDIM's spacing,
+    2010.02502): the first is short of T by about a step, the last is entry `offset`, t_0 unless given.
+
+    `table` is the process's own N where it is one of a table, else 1000. ValueError unless 1 ≤ n ≤ N and the entries
+    lie in the table.
+    """
+    size = _table_size(sde, n, table)
+    entries = size // n * np.arange(n)[::-1]
+    if not 0 <= offset < size - entries[0]:
+        raise ValueError(
+            f"offset={offset} must be at least 0 and below {size - entries[0]}: n={n} times of a table of {size} end "
+            f"with entry {entries[0]} + offset"
+        )
+    return _of_table(sde, size, entries + offset)
+
+
+def trailing(sde: SDE, n: int, table: int | None = None) -> jax.Array:
+    """Times (n,) of the entries round(N − k·N/n) − 1 for k = 0, …, n − 1 (2305.08891, §3.3): the first is T, the last
+    about T/n. `table` and errors as in `leading`."""
+    size = _table_size(sde, n, table)
+    return _of_table(sde, size, np.round(size - np.arange(n) * (size / n)) - 1)
+
+
+def linspace(sde: SDE, n: int, table: int | None = None) -> jax.Array:
+    """Times (n,) of the entries nearest to n equally spaced ones from N − 1 to 0: the first is T, the last t_0 = T/N
+    (2102.09672, §4). `table` and errors as in `leading`; for n = 1 the only time is T."""
+    size = _table_size(sde, n, table)
+    return _of_table(sde, size, np.round(np.linspace(size - 1, 0, n)))
+
+
+def _ends(sde: SDE, n: int, t_min: float | None, t_max: float | None) -> tuple[float, float]:
+    start = sde.t_start if t_max is None else t_max
     stop = sde.t_min if t_min is None else t_min
     if n < 1:
         raise ValueError(f"a time grid needs at least 1 step, not n={n}")
-    if not 0 < stop < sde.T:
+    if not 0 < start <= sde.T:
+        raise ValueError(f"t_max={start} must lie in (0, {sde.T}], the times of the process")
+    if not 0 < stop < start:
         raise ValueError(
-            f"t_min={stop} must lie between 0 and T={sde.T}: at t = 0 the score of a noiseless process is infinite"
+            f"t_min={stop} must lie between 0 and t_max={start}: at t = 0 the score of a noiseless process is infinite"
         )
-    return stop
+    return start, stop
+
+
+def _in_log_snr(
+    sde: SDE,
+    n: int,
+    t_min: float | None,
+    t_max: float | None,
+    spaced: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """The times of log-SNR `spaced(first, last, share)`, share from 0 at the start to 1."""
+    start, stop = _ends(sde, n, t_min, t_max)
+    ends = sde.log_snr(jnp.asarray([start, stop]))
+    return _between(start, stop, sde.inverse_log_snr(spaced(ends[0], ends[1], jnp.linspace(0, 1, n + 1))))
+
+
+def _between(start: float, stop: float, times: jax.Array) -> jax.Array:
+    """`times` with the ends that were asked for, and not their images under a function and its inverse."""
+    start_stop = jnp.asarray([start, stop], times.dtype)
+    return jnp.concatenate([start_stop[:1], times[1:-1], start_stop[1:]])
+
+
+def _decreasing(values: Any, name: str) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or array.size < 2 or not (np.all(np.diff(array) < 0) and array[-1] > 0):
+        raise ValueError(f"{name}={_shown(array)} must be 2 or more positive numbers, each below the one before it")
+    return array
+
+
+def _shown(values: np.ndarray) -> str:
+    return np.array2string(values, threshold=6, separator=", ", precision=4)
+
+
+def _table_size(sde: SDE, n: int, table: int | None) -> int:
+    size = int(getattr(sde, "N", 1000)) if table is None else table
+    if not 1 <= n <= size:
+        raise ValueError(f"n={n} must lie between 1 and {size}, the number of times in the table")
+    return size
+
+
+def _of_table(sde: SDE, size: int, entries: np.ndarray) -> jax.Array:
+    return jnp.asarray((entries + 1) / size * sde.T)

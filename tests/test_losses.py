@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-from closed_forms import PROCESSES, SDES, gaussian_data, in_float64
+from closed_forms import ALL_SDES, PROCESSES, SDES, gaussian_data, in_float64
 from test_denoiser import PARAMETERIZATIONS, small_net
 
 from diffuse_jax import losses
@@ -118,6 +118,15 @@ def test_importance_times_have_density_g_squared_over_sigma_squared(name: str) -
         np.testing.assert_allclose(scipy.integrate.quad(rate, 1e-3, t[i], limit=200)[0] / total, u[i], rtol=1e-6)
     np.testing.assert_allclose(t[[0, -1]], [1e-3, 1], rtol=1e-9)
     np.testing.assert_allclose(density, rate(t) * (1 - 1e-3) / total, rtol=1e-6)
+
+
+@pytest.mark.parametrize("draw_times", [losses.uniform_times, losses.importance_times])
+def test_times_end_where_the_grids_of_the_process_start(draw_times: Any) -> None:
+    """Before T where α(T) = 0: log-SNR, and the density of the importance-sampled times, are finite."""
+    for name in ("flow", "cosine", "edm"):
+        t, density = draw_times(jnp.asarray([0.0, 0.5, 1.0]), ALL_SDES[name], t_min=1e-3)
+        np.testing.assert_allclose(t[jnp.asarray([0, 2])], [1e-3, ALL_SDES[name].t_start], rtol=1e-5)
+        assert np.all(np.isfinite(density)) and np.all(np.asarray(density) > 0)
 
 
 @every_sde

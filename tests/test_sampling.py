@@ -107,6 +107,8 @@ def test_without_a_shape_the_prior_asks_for_one() -> None:
     with pytest.raises(ValueError, match="shape of one sample is unknown"):
         sample(keys, denoise, solvers.ddim(), GRID)
     assert prior_sample(keys, denoise, (3,)).shape == (2, 3)
+    with pytest.raises(ValueError, match="needs keys"):
+        sample(None, ORACLE, solvers.ddim(), GRID)
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------
@@ -189,7 +191,7 @@ def test_a_bound_condition_is_that_of_each_sample_in_the_likelihood() -> None:
 def test_recorded_noise_replaces_the_keys() -> None:
     asked: list[Any] = []
 
-    def noise(keys: Any, stream: Any, x: Any) -> Any:
+    def noise(keys: Any, stream: Any, x: Any, span: Any) -> Any:
         asked.append(stream)
         return lambda i: jnp.zeros_like(x)
 

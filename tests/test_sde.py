@@ -10,12 +10,39 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from closed_forms import PROCESSES, SDES, in_float64
+from closed_forms import (
+    ALL_PROCESSES,
+    ALL_SDES,
+    DDPM_BETAS,
+    PROCESSES,
+    SDES,
+    SMLD_SIGMAS,
+    in_float64,
+)
 from jax.tree_util import Partial
 
-from diffuse_jax.sde import SDE, VE, VP, SubVP, expand, from_drift_diffusion, from_log_alpha_sigma
+from diffuse_jax.sde import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    DiscreteVE,
+    DiscreteVP,
+    RectifiedFlow,
+    SubVP,
+    cosine_betas,
+    expand,
+    from_beta,
+    from_drift_diffusion,
+    from_log_alpha_sigma,
+    geometric_sigmas,
+    linear_betas,
+)
 
-every_sde = pytest.mark.parametrize("name", SDES)
+songs_sde = pytest.mark.parametrize("name", SDES)
+every_sde = pytest.mark.parametrize("name", ALL_SDES)
+quick = pytest.mark.usefixtures("quick_compilation")
 
 # score_sde (commit 0acb9e0), evaluated in double precision: t, and by process the factor, the deviation and g².
 GOLDEN_TIMES = (1e-5, 1e-3, 0.1, 0.5, 1.0)
@@ -39,7 +66,7 @@ GOLDEN = {
 }
 
 
-@every_sde
+@songs_sde
 def test_score_sdes_values_hold_in_float32_down_to_1e_5(name: str) -> None:
     sde, t = SDES[name], jnp.asarray(GOLDEN_TIMES)
     chex.assert_trees_all_close(
@@ -72,7 +99,7 @@ BY_COEFFICIENTS = {
 }
 
 
-@every_sde
+@songs_sde
 @pytest.mark.parametrize("statement", ["log_alpha_sigma", "drift_diffusion"])
 def test_a_restated_process_is_the_same_in_float32(name: str, statement: str) -> None:
     restate = {
@@ -97,47 +124,83 @@ def test_a_restated_process_has_the_prior_it_is_given() -> None:
     assert from_log_alpha_sigma(*BY_LOGARITHMS["vp"], prior_std=2.0).prior_std() == 2.0
 
 
+# --- every process ----------------------------------------------------------------------------------------------------
+
+
+@every_sde
+def test_a_process_is_its_restatement_in_float32_at_both_ends_of_time(name: str) -> None:
+    sde, process = ALL_SDES[name], ALL_PROCESSES[name]
+    # Between the own times of the tables, where f and g² jump.
+    early = np.geomspace(1.03e-5, 0.9037, 100)
+    t = np.append(early, 1 - early)
+    t = (t * (sde.t_start if name in ("cosine", "flow") else sde.T)).astype(np.float32)
+
+    @jax.jit
+    def values(sde: SDE, t: Any) -> Any:
+        return sde.alpha(t), sde.sigma(t), sde.f(t), sde.g2(t), sde.alpha_rate(t), sde.sigma_rate(t)
+
+    alpha, sigma, f, g2 = process.alpha(t), process.sigma(t), process.f(t), process.g2(t)
+    expected = (alpha, sigma, f, g2, alpha * f, f * sigma + g2 / (2 * sigma))
+    for value, exact in zip(values(sde, t), expected, strict=True):
+        np.testing.assert_allclose(value, exact, rtol=3e-6)
+    ends = values(sde, np.resize(np.asarray([0.0, sde.T], np.float32), t.shape))
+    assert np.all(np.isfinite(ends[:5]))
+    # Where α(T) = 0 it is floored at rounding.
+    np.testing.assert_allclose(ends[0][:2], [1, process.alpha(sde.T)], rtol=1e-6, atol=1.2e-7)
+
+
+@quick
 @every_sde
 @in_float64
 def test_drift_and_diffusion_integrate_to_the_marginals(name: str) -> None:
-    """dm/dt = f·m and dv/dt = 2f·v + g², by SciPy."""
-    sde = SDES[name]
-    coefficients = jax.jit(lambda t: (sde.f(t), sde.g2(t)))
+    """d log α/dt = f and d(σ²/α²)/dt = g²/α², by Gauss–Legendre quadrature on every thousandth of time."""
+    sde = ALL_SDES[name]
+    edges = np.arange(1, 1001 if sde.t_max is None else 991) / 1000 * sde.T
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    widths = np.diff(edges)[:, None]
+    t = edges[:-1, None] + widths * (nodes + 1) / 2
 
-    def rate(t: float, y: np.ndarray) -> list[float]:
-        f, g2 = coefficients(t)
-        return [float(f) * y[0], 2 * float(f) * y[1] + float(g2)]
+    @jax.jit
+    def values(t: Any, edges: Any) -> Any:
+        ends = sde.log_alpha(edges), jnp.exp(-sde.log_snr(edges))
+        return (sde.f(t), sde.g2(t) / jnp.square(sde.alpha(t))), ends
 
-    t = np.array([1e-3, 0.03, 0.3, 1.0])
-    alpha, sigma = np.asarray(sde.alpha(t)), np.asarray(sde.sigma(t))
-    solved = scipy.integrate.solve_ivp(rate, (t[0], t[-1]), [alpha[0], sigma[0] ** 2], t_eval=t, rtol=1e-9, atol=1e-14)
-    np.testing.assert_allclose(solved.y, [alpha, sigma**2], rtol=1e-6)
+    for integrand, end in zip(*values(t, edges), strict=True):
+        integral = np.cumsum(np.sum(widths / 2 * weights * integrand, axis=1))
+        np.testing.assert_allclose(end[1:] - end[0], integral, rtol=1e-9, atol=1e-14)
 
 
+@quick
 @every_sde
 @in_float64
 def test_the_flow_rates_are_the_derivatives_of_alpha_and_sigma(name: str) -> None:
-    process, t, h = PROCESSES[name], np.geomspace(1e-2, 0.99, 9), 1e-6
-    for rate, function in ((SDES[name].alpha_rate, process.alpha), (SDES[name].sigma_rate, process.sigma)):
-        np.testing.assert_allclose(rate(t), (function(t + h) - function(t - h)) / (2 * h), rtol=1e-6, atol=1e-8)
+    sde, process = ALL_SDES[name], ALL_PROCESSES[name]
+    # Within the segments of the tables.
+    t, h = np.array([12.5, 50.5, 200.5, 500.5, 900.5, 985.5]) / 1000 * sde.T, 1e-6 * sde.T
+    rates = jax.jit(lambda t: (sde.alpha_rate(t), sde.sigma_rate(t)))(t)
+    for rate, function in zip(rates, (process.alpha, process.sigma), strict=True):
+        np.testing.assert_allclose(rate, (function(t + h) - function(t - h)) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
+@quick
 @every_sde
 @in_float64
 def test_transitions_compose_and_agree_with_the_marginals(name: str) -> None:
-    sde = SDES[name]
-    s, r, t = (jnp.asarray(v) for v in ([1e-4, 0.2, 0.5], [1e-2, 0.3, 0.50001], [0.9, 0.31, 1.0]))
-    (a_rs, std_rs), (a_tr, std_tr), (a_ts, std_ts) = sde.transition(s, r), sde.transition(r, t), sde.transition(s, t)
+    sde, process = ALL_SDES[name], ALL_PROCESSES[name]
+    s, r, t = (jnp.asarray(v) * sde.t_start for v in ([1e-4, 0.2, 0.5], [1e-2, 0.3, 0.50001], [0.9, 0.31, 1.0]))
+    all_three = jax.jit(lambda s, r, t: (sde.transition(s, r), sde.transition(r, t), sde.transition(s, t)))
+    (a_rs, std_rs), (a_tr, std_tr), (a_ts, std_ts) = all_three(s, r, t)
     chex.assert_trees_all_close((a_ts, std_ts**2), (a_tr * a_rs, a_tr**2 * std_rs**2 + std_tr**2), rtol=1e-10)
-    process = PROCESSES[name]
     np.testing.assert_allclose(a_ts * process.alpha(s), process.alpha(t), rtol=1e-12)
     np.testing.assert_allclose((a_ts * process.sigma(s)) ** 2 + std_ts**2, process.sigma(t) ** 2, rtol=1e-10)
 
 
+@quick
 @every_sde
 def test_a_transition_over_a_thousandth_keeps_three_digits_in_float32(name: str) -> None:
-    t = np.linspace(1e-3, 1, 1000, dtype=np.float32)
-    std, process = SDES[name].transition(t[:-1], t[1:])[1], PROCESSES[name]
+    sde, process = ALL_SDES[name], ALL_PROCESSES[name]
+    t = np.linspace(1e-3, 1, 1000, dtype=np.float32) * np.float32(sde.t_start)
+    std = jax.jit(sde.transition)(t[:-1], t[1:])[1]
     a = process.alpha(t[1:]) / process.alpha(t[:-1])
     np.testing.assert_allclose(std, np.sqrt(process.sigma(t[1:]) ** 2 - (a * process.sigma(t[:-1])) ** 2), rtol=1e-3)
 
@@ -147,31 +210,40 @@ def test_a_transition_over_a_thousandth_keeps_three_digits_in_float32(name: str)
 generic_and_own = pytest.mark.parametrize("inverse", [SDE.inverse_log_snr, None], ids=["generic", "own"])
 
 
-def _inverse(inverse: Any) -> Any:
-    return jax.jit(lambda sde, value: sde.inverse_log_snr(value) if inverse is None else inverse(sde, value))
-
-
+@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+@quick
 @every_sde
-@generic_and_own
-def test_inverse_log_snr_is_the_inverse_to_float_resolution(name: str, inverse: Any) -> None:
-    """In log-SNR, and to what float32 numbers t and log_snr resolve: VE is flat near 0, where t cannot be recovered."""
-    sde, process, t = SDES[name], PROCESSES[name], np.geomspace(1e-4, 1, 300)
+def test_inverse_log_snr_is_the_inverse_to_float_resolution_and_clamped_to_the_ends_of_time(
+    name: str, x64: bool
+) -> None:
+    """In log-SNR, and to what floats t and log_snr resolve: VE is flat near 0, where t cannot be recovered. The slope
+    is that of the implicit function, dt/dλ = −σ²/g²."""
+    sde, process = ALL_SDES[name], ALL_PROCESSES[name]
+    t = np.geomspace(1.01e-4, sde.t_start / sde.T, 300) * sde.T
     value = process.log_snr(t)
-    found = np.asarray(_inverse(inverse)(sde, jnp.asarray(value, jnp.float32)), np.float64)
-    resolution = np.finfo(np.float32).eps * (process.g2(t) / process.sigma(t) ** 2 * t + 1 + np.abs(value))
-    assert np.all(np.abs(process.log_snr(found) - value) < 4 * resolution)
+    beyond = np.array([np.inf, 1e4, -1e4, -np.inf])
+
+    @jax.jit
+    def inverses(sde: SDE, values: Any) -> Any:
+        solvers = {"generic": lambda value: SDE.inverse_log_snr(sde, value)}
+        if type(sde).inverse_log_snr is not SDE.inverse_log_snr:
+            solvers["own"] = sde.inverse_log_snr
+        return {name: jax.jvp(solve, (values,), (jnp.ones_like(values),)) for name, solve in solvers.items()}
+
+    with jax.enable_x64(x64):
+        dtype = np.float64 if x64 else np.float32
+        for found, slope in inverses(sde, np.append(value, beyond).astype(dtype)).values():
+            found, ends = np.asarray(found[:-4], np.float64), found[-4:]
+            resolution = np.finfo(dtype).eps * (process.g2(t) / process.sigma(t) ** 2 * t + 1 + np.abs(value))
+            assert np.all(np.abs(process.log_snr(found) - value) < 4 * resolution)
+            exact = -(process.sigma(t) ** 2) / process.g2(t)
+            np.testing.assert_allclose(slope[1:-5], exact[1:-1], rtol=1e-8 if x64 else 1e-4)
+            np.testing.assert_allclose(ends, [0, 0, sde.T, sde.T], rtol=1e-6, atol=1e-14)
+            assert np.all((ends >= 0) & (ends <= sde.T))
 
 
-@every_sde
-@generic_and_own
-def test_inverse_log_snr_is_clamped_to_the_ends_of_time(name: str, inverse: Any) -> None:
-    value = jnp.asarray([jnp.inf, 1e4, -1e4, -jnp.inf])
-    t = _inverse(inverse)(SDES[name], value)
-    np.testing.assert_allclose(t, [0, 0, 1, 1], rtol=1e-6, atol=1e-15)
-    assert np.all((t >= 0) & (t <= 1))
-
-
-@every_sde
+@quick
+@songs_sde
 @generic_and_own
 @pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
 def test_inverse_log_snr_has_the_derivatives_of_the_implicit_function(name: str, inverse: Any, x64: bool) -> None:
@@ -202,7 +274,7 @@ def test_inverse_log_snr_has_the_derivatives_of_the_implicit_function(name: str,
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cosine(SDE):
+class MyCosine(SDE):
     """α = cos(½π·rate·t), σ = sin(½π·rate·t): so f = −½π·rate·tan(½π·rate·t) and, with α² + σ² = 1, g² = −2f."""
 
     rate: Any = 0.99
@@ -220,22 +292,22 @@ class TestAUsersProcess(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
     def test_has_its_coefficients_derived(self) -> None:
         f, g2, t = self.variant(lambda sde, t: (sde.f(t), sde.g2(t), sde.inverse_log_snr(sde.log_snr(t))))(
-            Cosine(), self.times
+            MyCosine(), self.times
         )
         expected = -0.5 * np.pi * 0.99 * np.tan(0.5 * np.pi * 0.99 * self.times)
         chex.assert_trees_all_close((f, g2, t), (expected, -2 * expected, self.times), rtol=2e-5)
 
     def test_vmaps_and_differentiates_over_its_parameter(self) -> None:
         rates = jnp.asarray([0.5, 0.9])
-        sigma = jax.jit(jax.vmap(lambda rate: Cosine(rate=rate).sigma(self.times)))(rates)
+        sigma = jax.jit(jax.vmap(lambda rate: MyCosine(rate=rate).sigma(self.times)))(rates)
         angle = 0.5 * np.pi * np.outer(rates, self.times)
         np.testing.assert_allclose(sigma, np.sin(angle), rtol=1e-5)
-        by_rate = jax.vmap(jax.jacfwd(lambda rate: Cosine(rate=rate).alpha(self.times)))(rates)
+        by_rate = jax.vmap(jax.jacfwd(lambda rate: MyCosine(rate=rate).alpha(self.times)))(rates)
         np.testing.assert_allclose(by_rate, -0.5 * np.pi * self.times * np.sin(angle), rtol=1e-5)
 
     def test_keeps_its_horizon_static(self) -> None:
-        assert jax.tree.leaves(Cosine(T=2.0, t_min=0.1)) == [0.99]
-        assert jax.jit(lambda sde: jnp.float32(sde.T))(Cosine(T=2.0)) == 2
+        assert jax.tree.leaves(MyCosine(T=2.0, t_min=0.1)) == [0.99]
+        assert jax.jit(lambda sde: jnp.float32(sde.T))(MyCosine(T=2.0)) == 2
 
 
 def test_vp_vmapped_over_beta_max_equals_a_loop() -> None:
@@ -268,9 +340,9 @@ def test_coefficients_bound_with_partial_are_learnable() -> None:
 @every_sde
 def test_the_prior_log_density_is_scipys(name: str) -> None:
     z = np.random.default_rng(0).normal(0, 2, (3, 4, 2)).astype(np.float32)
-    std = 50.0 if name == "ve" else 1.0
+    std = {"ve": 50.0, "smld": 50.0, "edm": 80.0}.get(name, 1.0)
     expected = scipy.stats.norm.logpdf(z.astype(np.float64), scale=std).sum((1, 2))
-    np.testing.assert_allclose(SDES[name].prior_log_prob(jnp.asarray(z)), expected, rtol=1e-5)
+    np.testing.assert_allclose(ALL_SDES[name].prior_log_prob(jnp.asarray(z)), expected, rtol=1e-5)
 
 
 def test_perturb_takes_one_time_or_one_a_sample() -> None:
@@ -314,3 +386,123 @@ def test_a_constant_serves_as_a_function_of_time() -> None:
     t = jnp.asarray([0.1, 0.5])
     chex.assert_trees_all_close(process.alpha(t), jnp.ones(2))
     chex.assert_trees_all_close(process.marginal(jnp.ones((2, 3)), t)[0], jnp.ones((2, 3)))
+
+
+# --- tables and schedules ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+def test_a_process_of_a_table_is_the_table_at_its_own_times(x64: bool) -> None:
+    rtol = 1e-13 if x64 else 6e-7
+    with jax.enable_x64(x64):
+        ddpm, smld = (
+            jax.jit(
+                lambda sde: {name: getattr(sde, name)(sde.table_times()) for name in ("alpha", "sigma", "f", "g2")}
+            )(ALL_SDES[name])
+            for name in ("ddpm", "smld")
+        )
+        alpha_bar = np.exp(np.cumsum(np.log(1 - DDPM_BETAS)))
+        np.testing.assert_allclose(ddpm["alpha"], np.sqrt(alpha_bar), rtol=max(rtol, 1e-12))
+        np.testing.assert_allclose(ddpm["sigma"], np.sqrt(1 - alpha_bar), rtol=max(rtol, 1e-12))
+        np.testing.assert_allclose(ddpm["alpha"][-1], 0.006352818, rtol=1e-6)
+        # The step that leads to an own time is the one whose β it has.
+        np.testing.assert_allclose(-2 * ddpm["f"], -1000 * np.log1p(-DDPM_BETAS), rtol=rtol)
+        np.testing.assert_allclose(ddpm["g2"], -1000 * np.log1p(-DDPM_BETAS), rtol=rtol)
+        np.testing.assert_allclose(smld["sigma"], SMLD_SIGMAS, rtol=rtol)
+        np.testing.assert_allclose(smld["sigma"][1:] / smld["sigma"][:-1], 1.00856217, rtol=1e-6)
+    for sde in (ALL_SDES["ddpm"], ALL_SDES["smld"]):
+        np.testing.assert_allclose(sde.table_times(), np.arange(1, 1001) / 1000, rtol=1e-7)
+        assert sde.N == 1000 and sde.t_min == 1e-3
+
+
+def test_ddpms_step_is_the_transition_between_own_times() -> None:
+    t = ALL_SDES["ddpm"].table_times()
+    factor, std = jax.jit(ALL_SDES["ddpm"].transition)(t[:-1], t[1:])
+    np.testing.assert_allclose(factor, np.sqrt(1 - DDPM_BETAS[1:]), rtol=1e-6)
+    np.testing.assert_allclose(std, np.sqrt(DDPM_BETAS[1:]), rtol=2e-4)
+
+
+@quick
+def test_the_cosine_table_is_improved_ddpms_and_tends_to_the_cosine_schedule() -> None:
+    def alpha_bar(t: Any) -> Any:
+        return np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+
+    betas, k = cosine_betas(4000), np.arange(4000)
+    np.testing.assert_allclose(betas[:-1], 1 - alpha_bar((k[:-1] + 1) / 4000) / alpha_bar(k[:-1] / 4000), rtol=1e-9)
+    assert np.flatnonzero(betas == 0.999).tolist() == [3999]
+    t = np.arange(1, 40, dtype=np.float32) / 40
+    np.testing.assert_allclose(
+        *jax.jit(lambda table, t: (table.alpha(t), Cosine().alpha(t)))(DiscreteVP(betas), t), 1e-5
+    )
+
+
+def test_what_is_left_of_a_schedule_where_alpha_vanishes_is_exact() -> None:
+    """The straight line moves at constant rates, and the angle of the cosine schedule at its own, up to T."""
+    t = jnp.asarray([0.0, 1e-6, 0.5, 1.0])
+    np.testing.assert_array_equal(RectifiedFlow(T=2.0).alpha_rate(2 * t), [-0.5] * 4)
+    np.testing.assert_array_equal(RectifiedFlow(T=2.0).sigma_rate(2 * t), [0.5] * 4)
+    np.testing.assert_array_equal(EDM().sigma_rate(80 * t), [1.0] * 4)
+    np.testing.assert_allclose(
+        Cosine().alpha_rate(1.0), -np.pi / 2 / 1.008 / np.cos(0.008 / 1.008 * np.pi / 2), rtol=1e-6
+    )
+
+
+@quick
+def test_processes_vmapped_over_their_leaves_are_those_of_each_leaf() -> None:
+    beta = Partial(lambda b, t: b * (1 + t))
+    makes = {
+        "cosine": (lambda p: Cosine(s=p), jnp.asarray([0.004, 0.02])),
+        "beta": (lambda p: from_beta(Partial(beta, p)), jnp.asarray([3.0, 8.0])),
+        "ddpm": (DiscreteVP, jnp.linspace(0.001, jnp.asarray([0.1, 0.3]), 50).T),
+        "smld": (DiscreteVE, jnp.geomspace(0.01, jnp.asarray([3.0, 8.0]), 50).T),
+    }
+    t = jnp.asarray([0.03, 0.5, 0.97])
+
+    def values(sde: SDE) -> Any:
+        return sde.alpha(t), sde.sigma(t), sde.g2(t), sde.inverse_log_snr(jnp.asarray([-1.0, 2.0]))
+
+    @jax.jit
+    def both(parameters: Any) -> Any:
+        made = {name: jax.vmap(make)(parameters[name]) for name, (make, _) in makes.items()}
+        second = {name: values(make(parameters[name][1])) for name, (make, _) in makes.items()}
+        return jax.tree.map(lambda rows: rows[1], {name: jax.vmap(values)(sde) for name, sde in made.items()}), second
+
+    chex.assert_trees_all_close(*both({name: p for name, (_, p) in makes.items()}), rtol=1e-5)
+
+
+@quick
+def test_a_table_is_learnable() -> None:
+    """log α(T) = ½Σ log(1 − β) and log σ(T) = log σ_{N−1}."""
+    betas, sigmas = jnp.linspace(0.01, 0.2, 5), jnp.geomspace(0.1, 3.0, 4)
+    by_betas, by_sigmas = jax.jit(
+        jax.grad(lambda b, s: DiscreteVP(b).log_alpha(1.0) + DiscreteVE(s).log_sigma(1.0), (0, 1))
+    )(betas, sigmas)
+    np.testing.assert_allclose(by_betas, -0.5 / (1 - betas), rtol=1e-5)
+    np.testing.assert_allclose(by_sigmas, [0, 0, 0, 1 / 3], atol=1e-6)
+
+
+@quick
+def test_beta_given_with_its_integral_is_the_same_process() -> None:
+    by_quadrature = from_beta(lambda t: 0.1 + 19.9 * t)
+    given = from_beta(lambda t: 0.1 + 19.9 * t, integrated_beta=_b)
+    t = jnp.asarray(GOLDEN_TIMES)
+    values = jax.jit(lambda *sdes: [(sde.alpha(t), sde.sigma(t), sde.g2(t)) for sde in sdes])
+    for found in values(by_quadrature, given):
+        chex.assert_trees_all_close(found, tuple(map(jnp.asarray, GOLDEN["vp"])), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DiscreteVP([0.1, 1.0]), r"betas .* lie in \(0, 1\), not 2 numbers from 0.1 to 1.0"),
+        (lambda: DiscreteVP(0.1), "betas .* not 0.1"),
+        (lambda: DiscreteVE([1.0]), "sigmas .* at least 2 .* not 1 numbers"),
+        (lambda: DiscreteVE(geometric_sigmas()[::-1]), "sigmas .* ascend, not 1000 numbers from 50"),
+        (lambda: DiscreteVP(linear_betas(1000, 0.0)), "betas"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+    with pytest.raises(TypeError, match="needs its table"):
+        DiscreteVP()

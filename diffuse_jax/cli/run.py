@@ -65,7 +65,8 @@ def _take(config: ConfigDict, args: argparse.Namespace) -> None:
 def sampler(experiment: Experiment, mesh: Mesh) -> Sampler:
     """The sampler of `config.sampling`."""
     plan = experiment.plan
-    return Sampler(plan.solver, plan.times, plan.finish, mesh=mesh, batch_size=experiment.config.sampling.batch_size)
+    batch_size = experiment.config.sampling.batch_size
+    return Sampler(plan.solver, plan.times, plan.finish, mesh=mesh, batch_size=batch_size, noise=plan.noise)
 
 
 def labels_in_turn(experiment: Experiment, n: int) -> np.ndarray | None:

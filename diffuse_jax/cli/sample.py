@@ -36,6 +36,7 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         "solver": run.experiment.plan.name,
         "steps": config.steps,
         "evaluations": float(drawn.evaluations.mean()),
+        "largest_evaluations": float(drawn.evaluations.max()),
         "seed": args.seed,
         "num": n,
         "label": args.label,
@@ -47,7 +48,8 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         assert path is not None  # asked for in the line above
         written.append(free_name(run.workdir / "trajectory.gif"))
         save_gif(_frames(run, path, samples[:few]), written[-1])
-    print(f"{n} samples of step {run.step}, {facts['solver']} with {facts['evaluations']:g} evaluations each:")
+    most = f", at most {facts['largest_evaluations']:g}" if facts["largest_evaluations"] != facts["evaluations"] else ""
+    print(f"{n} samples of step {run.step}, {facts['solver']} with {facts['evaluations']:g} evaluations each{most}:")
     print("\n".join(f"  {path}" for path in written))
     return 0
 

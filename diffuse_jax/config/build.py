@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,27 +20,53 @@ from diffuse_jax.data import Dataset, load_dataset
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.parameterizations import Parameterization
-from diffuse_jax.sde import SDE, VE, VP, SubVP
+from diffuse_jax.sde import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    DiscreteVE,
+    DiscreteVP,
+    RectifiedFlow,
+    SubVP,
+    geometric_sigmas,
+    linear_betas,
+)
 from diffuse_jax.training import TrainState, adam, create_state, ema_decay
 from diffuse_jax.training.objectives import Objective, objective
 
 __all__ = ["DataInfo", "Experiment", "build", "check_numbers", "describe", "load_data"]
 
-_PROCESSES: dict[str, Callable[[ConfigDict], SDE]] = {
+# Each takes the section `config.sde`, with the noise levels below where it leaves them open.
+_PROCESSES: dict[str, Callable[[Any], SDE]] = {
     "vp": lambda c: VP(beta_min=c.beta_min, beta_max=c.beta_max),
     "subvp": lambda c: SubVP(beta_min=c.beta_min, beta_max=c.beta_max),
     "ve": lambda c: VE(sigma_min=c.sigma_min, sigma_max=c.sigma_max),
+    "cosine": lambda c: Cosine(s=c.s),
+    "edm": lambda c: EDM(t_min=c.sigma_min, T=c.sigma_max),
+    "flow": lambda c: RectifiedFlow(),
+    "ddpm": lambda c: DiscreteVP(linear_betas(c.num_scales, c.beta_min / c.num_scales, c.beta_max / c.num_scales)),
+    "smld": lambda c: DiscreteVE(geometric_sigmas(c.sigma_min, c.sigma_max, c.num_scales)),
 }
-_PARAMETERIZATIONS = {
-    "noise": parameterizations.noise,
-    "x0": parameterizations.x0,
-    "v": parameterizations.v,
-    "score": parameterizations.score,
+_NOISE_LEVELS = {"edm": (0.002, 80.0)}
+_SONGS_NOISE_LEVELS = (0.01, 50.0)
+_PARAMETERIZATIONS: dict[str, Callable[[ConfigDict], Parameterization]] = {
+    "noise": lambda c: parameterizations.noise,
+    "x0": lambda c: parameterizations.x0,
+    "v": lambda c: parameterizations.v,
+    "score": lambda c: parameterizations.score,
+    "edm": lambda c: parameterizations.edm(c.sigma_data),
+    "flow": lambda c: parameterizations.flow,
 }
 _LABELS = {
     "t": parameterizations.label_t,
     "999t": parameterizations.label_999t,
     "sigma": parameterizations.label_sigma,
+    "edm": parameterizations.label_edm,
+    "index": parameterizations.label_index,
+    "reversed_index": parameterizations.label_reversed_index,
+    "nearest_index": parameterizations.label_nearest_index,
 }
 _WEIGHTS = {"sigma2": losses.sigma_squared, "g2": losses.g_squared}
 _TIMES = {"uniform": losses.uniform_times, "importance": losses.importance_times}
@@ -142,9 +169,7 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     data = describe(config) if data is None else data
     sde = _process(config.sde)
     net = _network(config, data)
-    parameterization = choose(_PARAMETERIZATIONS, config.parameterization.name, "parameterization.name")._replace(
-        label=choose(_LABELS, config.parameterization.label, "parameterization.label")
-    )
+    parameterization = _parameterization(config, sde)
     if config.model.get("scale_by_sigma") and (config.model.embedding_type, config.parameterization.label) != (
         "fourier",
         "sigma",
@@ -192,7 +217,7 @@ def check_numbers(config: ConfigDict) -> None:
         raise ConfigError(f"config.seed={config.seed} must be at least 0 and below 2**32")
     for field, least in _LEAST.items():
         section, name = field.split(".")
-        if config[section][name] < least:
+        if config[section][name] is not None and config[section][name] < least:
             raise ConfigError(f"config.{field}={config[section][name]} must be at least {least}")
     k = config.training.steps_per_call
     for name in _CADENCES:
@@ -203,16 +228,43 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def _process(config: ConfigDict) -> SDE:
-    own = ":" in config.name
+    if ":" in config.name:
+        sde = _section(_imported(config.name, "sde.name"), "sde", config)
+        if not isinstance(sde, SDE):
+            raise ConfigError(f"config.sde.name={config.name!r} made a {type(sde).__name__}, not a diffuse_jax.SDE")
+        return sde
+    make = choose(_PROCESSES, config.name, "sde.name")
+    levels = zip(("sigma_min", "sigma_max"), _NOISE_LEVELS.get(config.name, _SONGS_NOISE_LEVELS), strict=True)
+    c = SimpleNamespace(**{**config, **{name: level for name, level in levels if config[name] is None}})
     for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
-        if not own and not 0 < config[low] < config[high]:
-            raise ConfigError(f"config.sde.{low}={config[low]} must be positive and below {high}={config[high]}")
-    sde = _section(
-        _imported(config.name, "sde.name") if own else choose(_PROCESSES, config.name, "sde.name"), "sde", config
-    )
-    if not isinstance(sde, SDE):
-        raise ConfigError(f"config.sde.name={config.name!r} made a {type(sde).__name__}, not a diffuse_jax.SDE")
-    return sde
+        least, most = getattr(c, low), getattr(c, high)
+        if not 0 < least < most:
+            raise ConfigError(f"config.sde.{low}={least} must be positive and below {high}={most}")
+    if c.s < 0:
+        raise ConfigError(f"config.sde.s={c.s} must be at least 0")
+    if c.num_scales < 2:
+        raise ConfigError(f"config.sde.num_scales={c.num_scales} must be at least 2")
+    if config.name == "ddpm" and c.num_scales <= c.beta_max:
+        raise ConfigError(
+            f"config.sde.num_scales={c.num_scales} must be above beta_max={c.beta_max}: their ratio is a β"
+        )
+    return _section(make, "sde", c)
+
+
+def _parameterization(config: ConfigDict, sde: SDE) -> Parameterization:
+    c = config.parameterization
+    make = choose(_PARAMETERIZATIONS, c.name, "parameterization.name")
+    label = choose(_LABELS, c.label, "parameterization.label")
+    try:
+        jax.eval_shape(lambda: label(sde, 0.5 * sde.T))
+    except TypeError as error:
+        raise ConfigError(f"config.parameterization.label={c.label!r}: {_line(error)}") from error
+    if c.label == "edm" and (config.model.name == "mlp" or config.model.get("embedding_type") == "fourier"):
+        raise ConfigError(
+            "config.parameterization.label='edm' is negative at small noise, and the network takes its logarithm: with "
+            "config.model.name='mlp' or config.model.embedding_type='fourier' the label must be 'sigma', or 't'"
+        )
+    return _section(make, "parameterization", c)._replace(label=label)
 
 
 def _network(config: ConfigDict, data: DataInfo) -> LinenNet:

@@ -59,19 +59,29 @@ def base() -> ConfigDict:
                 "dequantize": False,
             },
             "sde": {
-                # vp, subvp, ve, or "package.module:function" that makes a process from this section.
+                # vp, subvp, ve, cosine, edm, flow, ddpm, smld, or "package.module:function" that makes a process from
+                # this section.
                 "name": "vp",
+                # vp, subvp; ddpm has these over num_scales as the ends of its table.
                 "beta_min": 0.1,
                 "beta_max": 20.0,
-                "sigma_min": 0.01,
-                "sigma_max": 50.0,
+                # ve, smld (0.01 and 50 where None) and edm (0.002 and 80).
+                "sigma_min": placeholder(float),
+                "sigma_max": placeholder(float),
+                # cosine: the offset s of its angle.
+                "s": 0.008,
+                # ddpm, smld: the number of entries of the table.
+                "num_scales": 1000,
             },
             "model": network("ncsnpp"),
             "parameterization": {
-                # What the network's output means: noise, x0, v or score.
+                # What the network's output means: noise, x0, v, score, edm or flow.
                 "name": "noise",
-                # The time it is told: t, 999t or sigma.
+                # The time it is told: t, 999t, sigma, edm (¼·log of σ/α), or of ddpm and smld the entry of their table:
+                # index, reversed_index, nearest_index.
                 "label": "999t",
+                # edm: the standard deviation of the data.
+                "sigma_data": 0.5,
             },
             "loss": {
                 # sigma2: the plain loss on eps; g2: likelihood weighting.
@@ -119,20 +129,37 @@ def base() -> ConfigDict:
                 # A solver, or "predictor+corrector"; see `diffuse-jax sample --help`.
                 "solver": "heun",
                 "steps": 20,
-                # uniform in time, or log_snr.
+                # uniform in time, log_snr, karras, quadratic, cosine; leading, trailing or linspace: `steps` times of
+                # a table; explicit: `times`.
                 "grid": "uniform",
+                "rho": 7.0,
+                "times": placeholder(tuple),
                 # Where the grid ends; the process's own where None.
                 "t_min": placeholder(float),
                 # What is returned: mean (the last step without its noise), denoise (E[x0] at the end) or state.
                 "finish": "mean",
-                "eta": 0.0,
+                # keyed, or brownian: the same paths of noise whatever the number of steps.
+                "noise": "keyed",
+                # Of solvers that come in several, and the strength of noise; the solver's own where None.
+                "order": placeholder(int),
+                "eta": placeholder(float),
+                # euler_maruyama: 0 is the probability flow, 1 the reverse SDE.
+                "kappa": 1.0,
+                # edm: S_churn, S_tmin, S_tmax and S_noise of EDM.
+                "churn": 0.0,
+                "churn_min": 0.0,
+                "churn_max": float("inf"),
+                "churn_noise": 1.0,
                 "snr": 0.16,
                 "corrector_steps": 1,
-                # annealed_langevin: the step at the smallest noise level of NCSN, and that level.
+                # annealed_langevin: the step at the smallest noise level of NCSN, and that level (the grid's last
+                # where None).
                 "epsilon": 2e-5,
-                "sigma_last": 0.01,
+                "sigma_last": placeholder(float),
+                # adaptive.
                 "rtol": 1e-5,
                 "atol": 1e-5,
+                "max_evaluations": 25_000,
                 # Samples in the grids of training, and in one compiled call.
                 "num": 64,
                 "batch_size": 64,

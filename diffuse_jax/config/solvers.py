@@ -13,33 +13,76 @@ from diffuse_jax.sde import SDE
 
 __all__ = ["CORRECTORS", "SOLVERS", "SamplingPlan", "choose", "sampling_plan"]
 
+
+def _given(config: ConfigDict, **fields: str) -> dict[str, Any]:
+    """Arguments of a solver from the fields of those names; its own defaults stand where they are None."""
+    return {name: config[field] for name, field in fields.items() if config[field] is not None}
+
+
 SOLVERS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
-    "euler_maruyama": lambda c: solvers.euler_maruyama(),
+    "euler_maruyama": lambda c: solvers.euler_maruyama(c.kappa),
+    "euler_in_sigma": lambda c: solvers.euler_in_sigma(c.kappa),
     "reverse_diffusion": lambda c: solvers.reverse_diffusion(),
     "ancestral": lambda c: solvers.ancestral(),
     "ddpm": lambda c: solvers.ancestral(variance="beta"),
-    "ddim": lambda c: solvers.ddim(c.eta),
+    "ddim": lambda c: solvers.ddim(**_given(c, eta="eta")),
     "heun": lambda c: solvers.heun(),
-    "adaptive": lambda c: solvers.adaptive(c.rtol, c.atol),
+    "edm": lambda c: solvers.edm(c.churn, c.churn_min, c.churn_max, c.churn_noise),
+    "dpm_solver_single": lambda c: solvers.dpm_solver_single(**_given(c, order="order")),
+    "dpm_solver_multi": lambda c: solvers.dpm_solver_multi(**_given(c, order="order")),
+    "sde_dpm_solver": lambda c: solvers.sde_dpm_solver(**_given(c, order="order", eta="eta")),
+    "stochastic_runge_kutta": lambda c: solvers.stochastic_runge_kutta(**_given(c, eta="eta")),
+    "unipc": lambda c: solvers.unipc(**_given(c, order="order")),
+    "deis": lambda c: solvers.deis(**_given(c, order="order")),
+    "ipndm": lambda c: solvers.ipndm(**_given(c, order="order")),
+    "adaptive": lambda c: solvers.adaptive(c.rtol, c.atol, c.max_evaluations),
+    # Annealed Langevin dynamics is a corrector that goes through the levels by itself.
+    "annealed_langevin": lambda c: _annealed_langevin(c),
 }
 CORRECTORS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
     "langevin": lambda c: solvers.langevin(c.snr, c.corrector_steps),
     "batch_langevin": lambda c: solvers.langevin(c.snr, c.corrector_steps, norm="batch"),
-    "annealed_langevin": lambda c: solvers.annealed_langevin(c.epsilon, c.sigma_last, c.corrector_steps),
+    "annealed_langevin": lambda c: _annealed_langevin(c),
 }
 _SHORT = {"pc": "reverse_diffusion+langevin"}
-_GRIDS = {"uniform": times.uniform, "log_snr": times.log_snr}
+#: Grids of `steps` steps down to t_min, and those that give `steps` times of a table or the times themselves.
+_GRIDS: dict[str, Callable[[SDE, ConfigDict], jax.Array]] = {
+    "uniform": lambda sde, c: times.uniform(sde, c.steps, c.t_min),
+    "log_snr": lambda sde, c: times.log_snr(sde, c.steps, c.t_min),
+    "karras": lambda sde, c: times.karras(sde, c.steps, c.t_min, rho=c.rho),
+    "quadratic": lambda sde, c: times.quadratic(sde, c.steps, c.t_min),
+    "cosine": lambda sde, c: times.cosine(sde, c.steps, c.t_min),
+    "leading": lambda sde, c: times.leading(sde, c.steps),
+    "trailing": lambda sde, c: times.trailing(sde, c.steps),
+    "linspace": lambda sde, c: times.linspace(sde, c.steps),
+    "explicit": lambda sde, c: times.explicit(sde, _times(c)),
+}
 _FINISHES = {"mean": sampling.last_mean, "denoise": sampling.denoise_once, "state": sampling.last_state}
+_NOISES: dict[str, sampling.NoiseSource] = {"keyed": sampling.keyed_noise, "brownian": sampling.brownian_noise}
+
+
+def _times(config: ConfigDict) -> tuple[float, ...]:
+    if config.times is None:
+        raise ConfigError(
+            "config.sampling.times=None must be the times of the grid, with config.sampling.grid='explicit'"
+        )
+    return config.times
+
+
+def _annealed_langevin(config: ConfigDict) -> solvers.Solver:
+    return solvers.annealed_langevin(config.epsilon, config.sigma_last, config.corrector_steps)
 
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How samples are drawn: a solver by its name, the times it goes through, and what is taken at the end."""
+    """How samples are drawn: a solver by its name, the times it goes through, what is taken at the end, and the
+    noise."""
 
     name: str
     solver: solvers.Solver
     times: jax.Array
     finish: Callable[..., jax.Array]
+    noise: sampling.NoiseSource
 
 
 def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
@@ -48,19 +91,20 @@ def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
     predictor, plus, corrector = name.partition("+")
     if config.steps < 1:
         raise ConfigError(f"config.sampling.steps={config.steps} must be at least 1")
-    solver = choose(SOLVERS, predictor, "sampling.solver")(config)
-    if plus:
-        if solver.evaluations is None:
-            raise ConfigError(f"config.sampling.solver={name!r}: {predictor} takes no corrector")
-        if config.corrector_steps < 1:
-            raise ConfigError(f"config.sampling.corrector_steps={config.corrector_steps} must be at least 1")
-        solver = solvers.predictor_corrector(solver, choose(CORRECTORS, corrector, "sampling.solver")(config))
-    make_grid = choose(_GRIDS, config.grid, "sampling.grid")
+    if config.corrector_steps < 1:
+        raise ConfigError(f"config.sampling.corrector_steps={config.corrector_steps} must be at least 1")
+    make_solver, make_grid = choose(SOLVERS, predictor, "sampling.solver"), choose(_GRIDS, config.grid, "sampling.grid")
     try:
-        grid = make_grid(sde, config.steps, config.t_min)
-    except ValueError as error:
+        solver = make_solver(config)
+        if plus:
+            solver = solvers.predictor_corrector(solver, choose(CORRECTORS, corrector, "sampling.solver")(config))
+        grid = make_grid(sde, config)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"config.sampling: {error}") from error
-    return SamplingPlan(name, solver, grid, choose(_FINISHES, config.finish, "sampling.finish"))
+    finish = choose(_FINISHES, config.finish, "sampling.finish")
+    return SamplingPlan(name, solver, grid, finish, choose(_NOISES, config.noise, "sampling.noise"))
 
 
 def choose(table: dict[str, Any], name: str, field: str) -> Any:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.evaluation.chunks import map_chunks, shard
-from diffuse_jax.sampling import count_evaluations, denoise_once, sample_keys, solve
+from diffuse_jax.sampling import NoiseSource, count_evaluations, denoise_once, keyed_noise, sample_keys, solve
 from diffuse_jax.solvers import Solver
 from diffuse_jax.training.sharding import replicated
 
@@ -30,18 +30,25 @@ class Drawn(NamedTuple):
 class Sampler:
     """A solver on a grid of times, compiled once for chunks of `batch_size` samples spread over `mesh`.
 
-    `finish` is that of `diffuse_jax.sample`. A call draws the samples 0 … n − 1 of a seed; a denoiser with other
-    parameters does not recompile.
+    `finish` and `noise` are those of `diffuse_jax.sample`. A call draws the samples 0 … n − 1 of a seed; a denoiser
+    with other parameters does not recompile.
     """
 
     def __init__(
-        self, solver: Solver, times: jax.Array, finish: Callable[..., jax.Array], *, mesh: Mesh, batch_size: int
+        self,
+        solver: Solver,
+        times: jax.Array,
+        finish: Callable[..., jax.Array],
+        *,
+        mesh: Mesh,
+        batch_size: int,
+        noise: NoiseSource = keyed_noise,
     ) -> None:
         self._mesh, self._batch_size = mesh, batch_size
 
         @partial(jax.jit, static_argnames="path")
         def run(keys: jax.Array, denoise: Denoiser, cond: Any, path: bool) -> tuple[Any, ...]:
-            solution = solve(keys, denoise, solver, times, cond=cond, path=path)
+            solution = solve(keys, denoise, solver, times, cond=cond, noise=noise, path=path)
             x = finish(solution, times[-1], Conditioned(denoise, cond))
             count = count_evaluations(solver, times, solution.memory) + (finish is denoise_once)
             each = jnp.broadcast_to(count, keys.shape[:1])
@@ -74,6 +81,6 @@ class Sampler:
         if bad.any():
             raise FloatingPointError(
                 f"{bad.sum()} of {n} samples are not finite, the first being sample {bad.argmax()}: "
-                "take more steps, or train longer"
+                "take more steps (with the adaptive solver, more evaluations: max_evaluations), or train longer"
             )
         return drawn

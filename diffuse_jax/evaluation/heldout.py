@@ -49,10 +49,11 @@ class HeldoutLoss:
 
 
 class Likelihoods(NamedTuple):
-    """Of each row: log p in nats of the (dequantized) data in the model's range, bits a dimension, evaluations of the
-    network; all (n,)."""
+    """Of each row: log p in nats of the (dequantized) data in the model's range, its standard error from the trace's
+    estimate (0 for the exact one, NaN for one probe), bits a dimension, evaluations of the network; all (n,)."""
 
     log_prob: np.ndarray
+    error: np.ndarray
     bits_per_dim: np.ndarray
     evaluations: np.ndarray
 
@@ -66,6 +67,7 @@ def likelihoods(
     levels: int | None,
     centered: bool,
     trace: Callable[..., Any],
+    probes: int = 1,
     t_min: float,
     rtol: float,
     atol: float,
@@ -74,22 +76,21 @@ def likelihoods(
     progress: str | None = None,
 ) -> Likelihoods:
     """The likelihoods of the first n rows of a source. Discrete data (`levels`) are dequantized uniformly, and their
-    bits are an upper bound on a code length; bits of continuous data are those of the density itself.
-    FloatingPointError where a solve did not finish."""
+    bits are an upper bound on a code length; bits of continuous data are those of the density itself. An estimated
+    trace has `probes` a row. FloatingPointError where a solve did not finish."""
     keys = sample_keys(seed, 0, n)
     low, high = (-1.0, 1.0) if centered else (0.0, 1.0)
 
     @jax.jit
     def run(denoise: Denoiser, batch: dict[str, jax.Array], keys: jax.Array) -> tuple[jax.Array, ...]:
-        # Stream 0 of a key makes the probe of the trace, stream 1 the dequantization.
+        # Stream 0 of a key makes the probes of the trace, stream 1 the dequantization.
         stream = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
         x = preprocess(batch["x"], stream, levels=levels, centered=centered, dequantize=levels is not None)
-        nats = log_prob(denoise, x, trace=trace, keys=keys, cond=batch.get("label"), t_min=t_min, rtol=rtol, atol=atol)
+        solve: dict[str, Any] = {"trace": trace, "probes": probes, "t_min": t_min, "rtol": rtol, "atol": atol}
+        nats = log_prob(denoise, x, keys=keys, cond=batch.get("label"), **solve)
         dims = int(np.prod(x.shape[1:]))
-        # Cells of size 1 leave a density as it is.
-        levels_in_range, span = (levels, (low, high)) if levels is not None else (1, (0.0, 1.0))
-        bits = nats_to_bits_per_dim(nats.log_prob, dims, levels=levels_in_range, range=span)
-        return nats.log_prob, bits, nats.evaluations
+        bits = nats_to_bits_per_dim(nats.log_prob, dims, levels=levels, range=(low, high))
+        return nats.log_prob, nats.error, bits, nats.evaluations
 
     denoise = jax.device_put(denoise, replicated(mesh))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from diffuse_jax._pytree import pytree, static
 
-__all__ = ["SDE", "Array", "TimeFunction", "expand", "time_derivative"]
+__all__ = ["SDE", "Array", "TimeFunction", "VariancePreserving", "expand", "floating", "time_derivative"]
 
 Array = jax.Array
 TimeFunction = Callable[[Any], Array]
@@ -32,8 +32,13 @@ def expand(t: Any, x: Array) -> Array:
 
 def time_derivative(function: TimeFunction, t: Any) -> Array:
     """d function/dt at every entry of `t`: one forward derivative, since entries do not depend on each other."""
-    t = jnp.asarray(t, jnp.result_type(t, float))
+    t = floating(t)
     return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
+
+
+def floating(t: Any) -> Array:
+    """`t` as an array of floating-point numbers."""
+    return jnp.asarray(t, jnp.result_type(t, float))
 
 
 @pytree
@@ -43,12 +48,18 @@ class SDE:
 
     Subclasses are frozen dataclasses registered as pytrees (`jax.tree_util.register_dataclass`), with their numbers as
     leaves: a process can be vmapped over a parameter, or learned. `marginal` is exact on [0, T]; `log_snr`, `f` and
-    `g2` on (0, T), because at the ends they may be infinite. `T` is the end of time and `t_min` the time at which
-    sampling stops by default; both are static.
+    `g2` on (0, T), because at the ends they may be infinite. `T` is the end of time, `t_min` the time at which
+    sampling stops by default and `t_max` the one at which it starts (None: T); all three are static.
     """
 
     T: float = static(default=1.0, kw_only=True)
     t_min: float = static(default=1e-3, kw_only=True)
+    t_max: float | None = static(default=None, kw_only=True)
+
+    @property
+    def t_start(self) -> float:
+        """`t_max`, or T where it is None."""
+        return self.T if self.t_max is None else self.t_max
 
     def log_alpha(self, t: Any) -> Array:
         """log of the factor on x_0, elementwise in t."""
@@ -74,7 +85,7 @@ class SDE:
         Bisection to the resolution of the floating-point type, then a Newton step of value zero, which carries the
         first derivatives (with respect to the value, and to the parameters of the process) of the implicit function.
         """
-        value = jnp.asarray(log_snr, jnp.result_type(log_snr, float))
+        value = floating(log_snr)
 
         def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
             low, high = bracket
@@ -144,3 +155,22 @@ class SDE:
         std = self.prior_std()
         square = jnp.sum(jnp.square(z / std).reshape(z.shape[0], -1), axis=-1)
         return -0.5 * (dims * jnp.log(2 * jnp.pi) + square) - dims * jnp.log(std)
+
+
+@pytree
+class VariancePreserving(SDE):
+    """What follows from α² + σ² = 1, where a subclass states `log_alpha`: σ² = −expm1(2·log α), g² = −2f, prior N(0,
+    I)."""
+
+    def log_sigma(self, t: Any) -> Array:
+        return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))
+
+    def g2(self, t: Any) -> Array:
+        return -2 * self.f(t)
+
+    def sigma_rate(self, t: Any) -> Array:
+        # From σσ′ = −αα′: f·σ + g²/(2σ) is a difference of nearly equal numbers where σ is nearly 1.
+        return -self.f(t) * jnp.exp(2 * self.log_alpha(t) - self.log_sigma(t))
+
+    def prior_std(self) -> Array:
+        return jnp.ones(())

@@ -1,4 +1,4 @@
-"""Processes that a user states by two functions: (log α, log σ), or (f, g) with σ(0)."""
+"""Processes that a user states by functions of time: (log α, log σ), (f, g) with σ(0), or β."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffuse_jax._pytree import pytree, static
-from diffuse_jax.sde.base import SDE, Array, TimeFunction
+from diffuse_jax.sde.base import SDE, Array, TimeFunction, VariancePreserving, floating
 
-__all__ = ["from_drift_diffusion", "from_log_alpha_sigma"]
+__all__ = ["from_beta", "from_drift_diffusion", "from_log_alpha_sigma"]
 
 
 @pytree
@@ -56,7 +56,7 @@ class _FromDriftDiffusion(SDE):
 
     def _integrate(self, t: Any) -> tuple[Array, Array]:
         """(log α(t), log σ(t)) with log α = ∫₀ᵗ f and σ² = α²·σ_0² + ∫₀ᵗ g(s)²·(α_t/α_s)² ds."""
-        t = jnp.asarray(t, jnp.result_type(t, float))
+        t = floating(t)
         nodes, weights, cumulative = (jnp.asarray(a, t.dtype) for a in _quadrature(self.order))
         s = t[..., None] * nodes
         f = jnp.broadcast_to(self.f_function(s), s.shape)
@@ -74,15 +74,33 @@ class _FromDriftDiffusion(SDE):
         return self._integrate(t)[1]
 
     def f(self, t: Any) -> Array:
-        t = jnp.asarray(t, jnp.result_type(t, float))
+        t = floating(t)
         return jnp.broadcast_to(self.f_function(t), t.shape)
 
     def g2(self, t: Any) -> Array:
-        t = jnp.asarray(t, jnp.result_type(t, float))
+        t = floating(t)
         return jnp.broadcast_to(jnp.square(self.g_function(t)), t.shape)
 
     def prior_std(self) -> Array:
         return super().prior_std() if self.prior_std_value is None else jnp.asarray(self.prior_std_value)
+
+
+@pytree
+class _FromBeta(VariancePreserving):
+    beta_function: Any = None
+    integrated_function: Any = None
+    order: int = static(default=64)
+
+    def log_alpha(self, t: Any) -> Array:
+        t = floating(t)
+        if self.integrated_function is not None:
+            return -0.5 * jnp.broadcast_to(self.integrated_function(t), t.shape)
+        nodes, weights, _ = (jnp.asarray(a, t.dtype) for a in _quadrature(self.order))
+        return -0.5 * t * jnp.sum(weights * self.beta_function(t[..., None] * nodes), axis=-1)
+
+    def f(self, t: Any) -> Array:
+        t = floating(t)
+        return -0.5 * jnp.broadcast_to(self.beta_function(t), t.shape)
 
 
 def from_log_alpha_sigma(
@@ -91,6 +109,7 @@ def from_log_alpha_sigma(
     *,
     T: float = 1.0,
     t_min: float = 1e-3,
+    t_max: float | None = None,
     prior_std: float | None = None,
 ) -> SDE:
     """A process from log α(t) and log σ(t), each elementwise in t. The prior is N(0, σ(T)²) unless `prior_std` is
@@ -105,6 +124,7 @@ def from_log_alpha_sigma(
         prior_std_value=prior_std,
         T=T,
         t_min=t_min,
+        t_max=t_max,
     )
 
 
@@ -115,6 +135,7 @@ def from_drift_diffusion(
     *,
     T: float = 1.0,
     t_min: float = 1e-3,
+    t_max: float | None = None,
     prior_std: float | None = None,
     order: int = 64,
 ) -> SDE:
@@ -133,6 +154,32 @@ def from_drift_diffusion(
         order=order,
         T=T,
         t_min=t_min,
+        t_max=t_max,
+    )
+
+
+def from_beta(
+    beta: TimeFunction,
+    *,
+    integrated_beta: TimeFunction | None = None,
+    T: float = 1.0,
+    t_min: float = 1e-3,
+    t_max: float | None = None,
+    order: int = 64,
+) -> SDE:
+    """The variance-preserving process dx = −½β(t)·x dt + √β(t) dw (2011.13456, eq. 11) of any β > 0 on (0, T].
+
+    α = e^{−B/2} and σ² = 1 − e^{−B} with B(t) = ∫₀ᵗ β, which is `integrated_beta` or else `order` Gauss–Legendre nodes
+    on [0, t]; the prior is N(0, I). Both functions are elementwise in t; bound with `jax.tree_util.Partial`, their
+    numbers are leaves. Raises TypeError where one does not map times to values of the same shape.
+    """
+    return _FromBeta(
+        beta_function=_time_function(beta, "beta"),
+        integrated_function=None if integrated_beta is None else _time_function(integrated_beta, "integrated_beta"),
+        order=order,
+        T=T,
+        t_min=t_min,
+        t_max=t_max,
     )
 
 

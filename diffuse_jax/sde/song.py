@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax._pytree import pytree, static
-from diffuse_jax.sde.base import SDE, Array
+from diffuse_jax.sde.base import SDE, Array, VariancePreserving, floating
 
 __all__ = ["VE", "VP", "SubVP"]
 
@@ -43,11 +43,8 @@ class _LinearBeta(SDE):
 
 
 @pytree
-class VP(_LinearBeta):
+class VP(VariancePreserving, _LinearBeta):
     """Variance preserving (2011.13456, eq. 11): f = −β/2, g² = β, σ² = 1 − e^{−B}; the continuous limit of DDPM."""
-
-    def log_sigma(self, t: Any) -> Array:
-        return 0.5 * jnp.log(-jnp.expm1(-self.integrated_beta(t)))
 
     def inverse_log_snr(self, log_snr: Any) -> Array:
         value = jnp.maximum(log_snr, self.log_snr(self.T))
@@ -72,6 +69,9 @@ class SubVP(_LinearBeta):
     def g2(self, t: Any) -> Array:
         return -self.beta(t) * jnp.expm1(-2 * self.integrated_beta(t))
 
+    def sigma_rate(self, t: Any) -> Array:
+        return self.beta(t) * jnp.exp(-self.integrated_beta(t))
+
 
 @pytree
 class VE(SDE):
@@ -86,7 +86,7 @@ class VE(SDE):
         return jnp.log(jnp.asarray(self.sigma_max) / self.sigma_min)
 
     def log_alpha(self, t: Any) -> Array:
-        return jnp.zeros_like(jnp.asarray(t, jnp.result_type(t, float)))
+        return jnp.zeros_like(floating(t))
 
     def log_sigma(self, t: Any) -> Array:
         return jnp.log(self.sigma_min) + jnp.asarray(t) / self.T * self._log_ratio()

@@ -1,5 +1,6 @@
 """What a solver is, and how two of them make a predictor–corrector."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +27,10 @@ class Solver:
     `step(noise, x, memory, t, s, denoise) -> (x, x_mean, memory)` acts on the whole batch: `noise(i)` is the i-th
     normal draw of the step, `x_mean` is x without the noise that the step added last, and `memory` is what a multistep
     method carries from step to step, begun by `init(x, times, denoise) -> memory`. `order` is the order of the error in
-    the step size for a deterministic solver, `weak_order` that of the moments for a stochastic one, `evaluations` the
-    number of calls of `denoise` a step, each None where a solver states none; `count` reads the calls so far (batch,)
-    off the memory of a solver that counts for itself. Functions given plainly are compared by identity under jit;
-    numbers bound with `jax.tree_util.Partial` are leaves.
+    the step size for a deterministic solver, `weak_order` that of the moments for a stochastic one. `evaluations` is
+    the number of calls of `denoise` a step and `start_evaluations` that of `init`; what a solver counts for itself
+    (batch,) `count` reads off the memory, and adds to these. Each is None where a solver states none. Functions given
+    plainly are compared by identity under jit; numbers bound with `jax.tree_util.Partial` are leaves.
     """
 
     step: Callable[[Noise, Array, Any, Array, Array, Denoiser], tuple[Array, Array, Any]]
@@ -37,6 +38,7 @@ class Solver:
     order: int | None = static(default=None)
     weak_order: int | None = static(default=None)
     evaluations: int | None = static(default=None)
+    start_evaluations: int = static(default=0)
     count: Callable[[Any], Array] | None = static(default=None)
 
     def __post_init__(self) -> None:
@@ -50,14 +52,24 @@ def predictor_corrector(predictor: Solver, corrector: Solver) -> Solver:
     """At every step the corrector at t, then the predictor from t to s: the order of score_sde's sampler (2011.13456,
     algorithm 1 has the predictor first). x_mean is the predictor's. The two draw from separate streams of noise."""
 
-    evaluations = None
-    if predictor.evaluations is not None and corrector.evaluations is not None:
-        evaluations = predictor.evaluations + corrector.evaluations
+    stated = [solver.evaluations for solver in (predictor, corrector) if solver.count is None]
     return Solver(
         step=Partial(_predictor_corrector_step, predictor, corrector),
         init=Partial(_predictor_corrector_init, predictor, corrector),
-        evaluations=evaluations,
+        evaluations=None if None in stated else sum(n for n in stated if n is not None),
+        start_evaluations=predictor.start_evaluations + corrector.start_evaluations,
+        count=None if predictor.count is None else _PredictorCount(predictor.count),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _PredictorCount:
+    """A predictor's own count, read off the memory of the pair; compared by value."""
+
+    count: Callable[[Any], Array]
+
+    def __call__(self, memory: tuple[Any, Any]) -> Array:
+        return self.count(memory[0])
 
 
 def _predictor_corrector_init(

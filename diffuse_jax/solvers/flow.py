@@ -5,19 +5,17 @@ it.
 and no derivative: the left-point rule is DDIM, the trapezoid is Heun.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import diffrax
-import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from diffuse_jax._pytree import pytree, static
-from diffuse_jax.denoiser import Denoised, Denoiser, unbind
+from diffuse_jax.denoiser import Denoised, Denoiser
 from diffuse_jax.sde import Array, expand
 from diffuse_jax.solvers.base import Noise, Solver
+from diffuse_jax.solvers.exponential import sigma_ratio
 
-__all__ = ["adaptive", "ddim", "heun", "integrate", "velocity"]
+__all__ = ["ddim", "edm", "heun", "velocity"]
 
 
 def ddim(eta: float = 0.0) -> Solver:
@@ -25,11 +23,17 @@ def ddim(eta: float = 0.0) -> Solver:
 
     η = 0 is the first-order solver of the flow, exact in one step for a point mass; η = 1 is ancestral sampling.
     """
-    return Solver(step=Partial(_ddim, eta), order=1 if _is_zero(eta) else None, weak_order=1, evaluations=1)
+    if isinstance(eta, int | float) and eta == 0:
+        return Solver(step=_ddim_without_noise, order=1, evaluations=1)
+    return Solver(step=Partial(_ddim, eta), weak_order=1, evaluations=1)
 
 
-def _is_zero(eta: Any) -> bool:
-    return isinstance(eta, int | float) and eta == 0
+def _ddim_without_noise(
+    noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser
+) -> tuple[Array, Array, tuple[()]]:
+    x0, eps = denoise(x, t)
+    x = denoise.sde.alpha(s) * x0 + denoise.sde.sigma(s) * eps
+    return x, x, memory
 
 
 def _ddim(
@@ -64,86 +68,61 @@ def _heun(
     return x, x, memory
 
 
+def edm(
+    churn: float = 0.0, churn_min: float = 0.0, churn_max: float = float("inf"), noise_scale: float = 1.0
+) -> Solver:
+    """EDM's sampler (2206.00364, algorithm 2) in x/α and σ̃ = σ/α, so on any process: where churn_min ≤ σ̃_t ≤ churn_max
+    noise of scale `noise_scale` first raises σ̃_t to σ̂ = (1 + γ)·σ̃_t, γ = min(churn/N, √2 − 1) for N + 1 levels of the
+    grid and the level 0 after it, then Heun's step from σ̂ to σ̃_s by d(x/α) = eps·dσ̃.
+
+    EDM's last step, from the grid's last level to σ̃ = 0, is `finish=denoise_once`, which adds no churn at that level.
+    Order 2 without churn, weak order 2 with it: churn is exact in law where noise_scale = 1. σ̂ stays at or below σ̃ at
+    T, the last that the process has. Raises ValueError for a negative churn or levels that do not ascend.
+    """
+    if isinstance(churn, int | float) and churn < 0:
+        raise ValueError(f"edm: churn={churn} must be at least 0")
+    if isinstance(churn_min, int | float) and isinstance(churn_max, int | float) and churn_min > churn_max:
+        raise ValueError(f"edm: churn_min={churn_min} must not be above churn_max={churn_max}")
+    if isinstance(churn, int | float) and churn == 0:
+        return Solver(step=_edm, order=2, evaluations=2)
+    return Solver(
+        step=Partial(_edm_churned, churn_min, churn_max, noise_scale),
+        init=Partial(_gamma, churn),
+        weak_order=2,
+        evaluations=2,
+    )
+
+
+def _gamma(churn: Any, x: Array, times: Array, denoise: Denoiser) -> Array:
+    return jnp.minimum(jnp.asarray(churn / times.shape[0], times.dtype), 2**0.5 - 1)
+
+
+def _edm(
+    noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser
+) -> tuple[Array, Array, tuple[()]]:
+    sde = denoise.sde
+    x, d_sigma = x / sde.alpha(t), sigma_ratio(sde, s) - sigma_ratio(sde, t)
+    first = denoise(sde.alpha(t) * x, t).eps
+    second = denoise(sde.alpha(s) * (x + d_sigma * first), s).eps
+    x = sde.alpha(s) * (x + d_sigma * 0.5 * (first + second))
+    return x, x, memory
+
+
+def _edm_churned(
+    low: Array, high: Array, scale: Array, noise: Noise, x: Array, gamma: Array, t: Array, s: Array, denoise: Denoiser
+) -> tuple[Array, Array, Array]:
+    sde = denoise.sde
+    sigma = sigma_ratio(sde, t)
+    churned = jnp.where((low <= sigma) & (sigma <= high), (1 + gamma) * sigma, sigma)
+    churned = jnp.minimum(churned, sigma_ratio(sde, sde.T))
+    up = sde.inverse_log_snr(-2 * jnp.log(churned))
+    more = jnp.sqrt(jnp.maximum(jnp.square(churned) - jnp.square(sigma), 0.0))
+    x = sde.alpha(up) * (x / sde.alpha(t) + scale * more * noise(0))
+    x, _, _ = _edm(noise, x, (), up, s, denoise)
+    return x, x, gamma
+
+
 def velocity(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
     """dx/dt of the probability flow at x (batch, …) and t, a scalar or (batch,)."""
     x0, eps = denoise(x, t, cond)
     return expand(denoise.sde.alpha_rate(t), x) * x0 + expand(denoise.sde.sigma_rate(t), x) * eps
-
-
-class Integrated(NamedTuple):
-    """The end of one adaptive solve: its state (NaN where `max_steps` was not enough) and the vector field's
-    evaluations."""
-
-    y: Any
-    evaluations: Array
-
-
-def integrate(field: Any, y: Any, t: Array, s: Array, args: Any, *, rtol: Any, atol: Any, max_steps: int) -> Integrated:
-    """Integrates dy/dt = field(t, y, args) of one sample from t to s by Dormand–Prince 5(4) with a PID step size
-    (diffrax)."""
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
-        diffrax.Dopri5(),
-        t0=t,
-        t1=s,
-        dt0=0.01 * (s - t),
-        y0=y,
-        args=args,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        max_steps=max_steps,
-        throw=False,
-    )
-    done = solution.result == diffrax.RESULTS.successful
-    end = jax.tree.map(lambda leaf: jnp.where(done, leaf[-1], jnp.nan), solution.ys)
-    # Six stages a step, accepted or not (the seventh is the next step's first), and the first stage of all.
-    return Integrated(end, 6 * solution.stats["num_steps"] + 1)
-
-
-def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> Solver:
-    """The flow from t to s to a tolerance, each sample with its own step sizes, so that it does not depend on its
-    batch-mates.
-
-    The memory is the number of evaluations so far, (batch,). A sample that needs more than `max_steps` steps in an
-    interval becomes NaN.
-    """
-    return Solver(step=Partial(_adaptive, _Limit(max_steps), rtol, atol), init=_no_evaluations, count=_as_they_are)
-
-
-def _no_evaluations(x: Array, times: Array, denoise: Denoiser) -> Array:
-    return jnp.zeros(x.shape[0], jnp.int32)
-
-
-def _as_they_are(evaluations: Array) -> Array:
-    return evaluations
-
-
-@pytree
-class _Limit:
-    """What a compilation depends on, compared by value."""
-
-    max_steps: int = static()
-
-
-def _adaptive(
-    limit: _Limit,
-    rtol: Array,
-    atol: Array,
-    noise: Noise,
-    x: Array,
-    evaluations: Array,
-    t: Array,
-    s: Array,
-    denoise: Denoiser,
-) -> tuple[Array, Array, Array]:
-    denoise, cond = unbind(denoise)
-
-    def field(time: Array, y: Array, args: tuple[Denoiser, Any]) -> Array:
-        one, one_cond = args
-        return velocity(one, y[None], time, one_cond)[0]
-
-    def solve(y: Array, cond: Any) -> Integrated:
-        one_cond = jax.tree.map(lambda leaf: leaf[None], cond)
-        return integrate(field, y, t, s, (denoise, one_cond), rtol=rtol, atol=atol, max_steps=limit.max_steps)
-
-    end = jax.vmap(solve)(x, cond)
-    return end.y, end.y, evaluations + end.evaluations

@@ -35,11 +35,41 @@ def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solv
     return Solver(step=Partial(_langevin, _Form(rules[norm], steps), snr), evaluations=steps)
 
 
-def annealed_langevin(epsilon: float = 2e-5, sigma_last: float = 0.01, steps: int = 100) -> Solver:
-    """`steps` Langevin steps at time t with ε = epsilon·(σ_t/sigma_last)²: NCSN's rule in its own numbers, sigma_last
-    being the smallest σ of its schedule (1907.05600, algorithm 1, in NCSNv2's convention x + ε·score + √(2ε)·z). It is
-    `langevin` with 2·snr² = epsilon/sigma_last²."""
-    return langevin(snr=(epsilon / 2) ** 0.5 / sigma_last, steps=steps)
+def annealed_langevin(
+    epsilon: float = 2e-5, sigma_last: float | None = None, steps: int = 100, version: int = 2
+) -> Solver:
+    """`steps` Langevin steps at time t with the step size a = epsilon·(σ_t/sigma_last)²: annealed Langevin dynamics as
+    NCSN and NCSNv2 define it. `version` 2 moves by x + a·score + √(2a)·z (NCSNv2, 2006.09011, algorithm 1), 1 by x +
+    (a/2)·score + √a·z (NCSN, 1907.05600, algorithm 1).
+
+    `sigma_last` is the smallest σ of the schedule: that at the end of the grid where None. As a solver it visits each
+    level at times[:-1], so the last level belongs twice in the grid (`jnp.append(times, times[-1])`); NCSNv2's final
+    x + σ_L²·score is `finish=denoise_once`. Raises ValueError for another version or no steps.
+    """
+    if version not in (1, 2):
+        raise ValueError(f"annealed_langevin: version={version!r} must be 1 (NCSN) or 2 (NCSNv2)")
+    if steps < 1:
+        raise ValueError(f"annealed_langevin: steps={steps} must be at least 1")
+    scale = epsilon if version == 2 else epsilon / 2
+    return Solver(
+        step=Partial(_annealed, _Form(_annealed_rule, steps), scale),
+        init=Partial(_last_sigma, sigma_last),
+        evaluations=steps,
+    )
+
+
+def _last_sigma(sigma_last: Any, x: Array, times: Array, denoise: Denoiser) -> Array:
+    return denoise.sde.sigma(times[-1]) if sigma_last is None else jnp.asarray(sigma_last, times.dtype)
+
+
+def _annealed(
+    form: "_Form", scale: Any, noise: Noise, x: Array, sigma_last: Array, t: Array, s: Array, denoise: Denoiser
+) -> tuple[Array, Array, Array]:
+    return _langevin(form, scale / jnp.square(sigma_last), noise, x, sigma_last, t, s, denoise)
+
+
+def _annealed_rule(scale: Array, sigma: Array, z: Array, score: Array) -> Array:
+    return scale * jnp.square(sigma)
 
 
 @pytree

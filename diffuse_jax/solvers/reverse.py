@@ -12,23 +12,61 @@ from jax.tree_util import Partial
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import SDE, Array
 from diffuse_jax.solvers.base import Noise, Solver
+from diffuse_jax.solvers.exponential import sigma_ratio
+from diffuse_jax.solvers.flow import ddim
 
-__all__ = ["ancestral", "euler_maruyama", "reverse_diffusion"]
+__all__ = ["ancestral", "euler_in_sigma", "euler_maruyama", "reverse_diffusion"]
 
 Step = tuple[Array, Array, tuple[()]]
 
 
-def euler_maruyama() -> Solver:
-    """x_mean = x − (t − s)(f_t·x + (g_t²/σ_t)·eps), x = x_mean + g_t·√(t − s)·z. Weak order 1; the actual spacing of
-    the grid is used."""
-    return Solver(step=_euler_maruyama, weak_order=1, evaluations=1)
+def euler_maruyama(kappa: float = 1.0) -> Solver:
+    """x_mean = x − (t − s)(α′·x0 + σ′·eps + ½κ²(g²/σ)·eps), x = x_mean + κ·g·√(t − s)·z, all taken at t: Euler's rule
+    for every process with the marginals of the forward one, the probability flow at κ = 0 and the reverse SDE at κ = 1,
+    where it is x − (t − s)(f·x + (g²/σ)·eps). Order 1, or weak order 1 with noise.
+
+    The actual spacing of the grid is used; steps must be short against 1/g².
+    """
+    if isinstance(kappa, int | float) and kappa == 0:
+        return Solver(step=_euler, order=1, evaluations=1)
+    return Solver(step=Partial(_euler_maruyama, kappa), weak_order=1, evaluations=1)
 
 
-def _euler_maruyama(noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser) -> Step:
+def _euler(noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser) -> Step:
+    sde = denoise.sde
+    x0, eps = denoise(x, t)
+    x = x - (t - s) * (sde.alpha_rate(t) * x0 + sde.sigma_rate(t) * eps)
+    return x, x, memory
+
+
+def _euler_maruyama(
+    kappa: Array, noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser
+) -> Step:
     sde = denoise.sde
     g2 = sde.g2(t)
-    x_mean = x - (t - s) * (sde.f(t) * x + g2 / sde.sigma(t) * denoise(x, t).eps)
-    return x_mean + jnp.sqrt(g2 * (t - s)) * noise(0), x_mean, memory
+    x0, eps = denoise(x, t)
+    eps_rate = sde.sigma_rate(t) + 0.5 * jnp.square(kappa) * g2 / sde.sigma(t)
+    x_mean = x - (t - s) * (sde.alpha_rate(t) * x0 + eps_rate * eps)
+    return x_mean + kappa * jnp.sqrt(g2 * (t - s)) * noise(0), x_mean, memory
+
+
+def euler_in_sigma(kappa: float = 1.0) -> Solver:
+    """x_mean = (α_s/α_t)·x + (1 + κ²)·α_s·(σ̃_s − σ̃_t)·eps, x = x_mean + κ·α_s·√(σ̃_t² − σ̃_s²)·z: the same family in x/α
+    and the clock σ̃ = σ/α, d(x/α) = (1 + κ²)·eps·dσ̃ + κ·√(2σ̃)·dw, by Euler's rule with the noise of the whole step.
+    DDIM at κ = 0. Order 1, or weak order 1 with noise; steps may be long."""
+    if isinstance(kappa, int | float) and kappa == 0:
+        return ddim()
+    return Solver(step=Partial(_euler_in_sigma, kappa), weak_order=1, evaluations=1)
+
+
+def _euler_in_sigma(
+    kappa: Array, noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser
+) -> Step:
+    sde = denoise.sde
+    alpha, sigma_t, sigma_s = sde.alpha(s), sigma_ratio(sde, t), sigma_ratio(sde, s)
+    x_mean = alpha / sde.alpha(t) * x + (1 + jnp.square(kappa)) * alpha * (sigma_s - sigma_t) * denoise(x, t).eps
+    std = kappa * alpha * jnp.sqrt((sigma_t - sigma_s) * (sigma_t + sigma_s))
+    return x_mean + std * noise(0), x_mean, memory
 
 
 def reverse_diffusion() -> Solver:
@@ -53,7 +91,8 @@ def ancestral(variance: str = "posterior") -> Solver:
 
     `variance="posterior"` adds noise of variance σ²_{t|s}·σ_s²/σ_t², exact for a point mass (score_sde's VE ancestral
     sampler, and DDIM at η = 1); "beta" adds σ²_{t|s}, exact where the variance of x(t) is constant, as of unit-variance
-    Gaussian data under VP (score_sde's VP ancestral sampler, DDPM's σ² = β). Raises ValueError otherwise.
+    Gaussian data under VP (score_sde's VP ancestral sampler, DDPM's σ² = β, the σ̂ of DDIM's
+    paper). Raises ValueError otherwise.
     """
     choices = {"posterior": _posterior_std, "beta": _beta_std}
     if variance not in choices:

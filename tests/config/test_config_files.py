@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from diffuse_jax.config import ConfigError, base, build, describe, experiments, network, override, read, resolve
 from diffuse_jax.config.run import check_fits, read_run, write_run
 from diffuse_jax.nets import param_count
+from diffuse_jax.training import train_step
 from diffuse_jax.training.step import Rows
 
 PUBLISHED = {"cifar10_ve_ncsnpp_continuous": 62_758_915, "cifar10_vp_ddpmpp_continuous": 61_804_419}
@@ -115,3 +116,86 @@ def test_the_heldout_loss_has_no_flips_and_no_dequantization():
     heldout, without, with_both = (np.asarray(jax.jit(loss)(params, batch, rows, None)) for loss in three)
     np.testing.assert_array_equal(heldout, without)
     assert not np.allclose(heldout, with_both, rtol=1e-4)
+
+
+# Process, and what suits it: parameterization and label.
+SUITED = [
+    ("cosine", "v", "t"),
+    ("edm", "edm", "sigma"),
+    ("flow", "flow", "t"),
+    ("ddpm", "noise", "index"),
+    ("ddpm", "x0", "nearest_index"),
+    ("smld", "score", "reversed_index"),
+]
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_every_process_with_what_suits_it_takes_a_step_of_training_that_changes_its_parameters():
+    tiny = ["--config.model.width=8", "--config.model.depth=1", "--config.optimizer.warmup=0"]
+    data = describe(read("toy2d"))
+    experiments = [
+        build(
+            read(
+                "toy2d",
+                [
+                    *tiny,
+                    f"--config.sde.name={sde}",
+                    f"--config.parameterization.name={name}",
+                    f"--config.parameterization.label={label}",
+                ],
+            ),
+            data,
+        )
+        for sde, name, label in SUITED
+    ]
+    batch = {"x": np.random.default_rng(0).uniform(-1, 1, (4, 2)).astype(np.float32)}
+
+    @jax.jit
+    def step(batch):
+        results, state = [], experiments[0].create_state()
+        for e in experiments:
+            after, metrics = train_step(state, batch, loss=e.loss, optimizer=e.optimizer, ema=e.ema, key=e.key)
+            change = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), after.params, state.params)
+            results.append((metrics, jnp.max(jnp.stack(jax.tree.leaves(change)))))
+        return results
+
+    for suited, (metrics, change) in zip(SUITED, step(batch), strict=True):
+        assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]) and 0 < change < 0.1, suited
+
+
+def test_a_process_has_the_numbers_of_its_section():
+    def sde_of(name, *options):
+        return build(
+            read("toy2d", [f"--config.sde.name={name}", *(f"--config.sde.{option}" for option in options)])
+        ).sde
+
+    edm, ours = sde_of("edm"), sde_of("edm", "sigma_max=20", "sigma_min=0.01")
+    assert (edm.T, edm.t_min, ours.T, ours.t_min) == (80, 0.002, 20, 0.01)
+    assert sde_of("cosine", "s=0.1").s == 0.1
+    np.testing.assert_allclose(sde_of("ve").sigma(1.0), 50, rtol=1e-6)
+    np.testing.assert_allclose(sde_of("ddpm").alpha(1.0), 0.006352818, rtol=1e-6)
+    smld = sde_of("smld", "num_scales=10", "sigma_min=1", "sigma_max=10")
+    np.testing.assert_allclose(smld.sigma(smld.table_times()), np.geomspace(1, 10, 10), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sde.name=xx", "vp, subvp, ve, cosine, edm, flow, ddpm, smld"),
+        ("sde.s=-1.0", r"config\.sde\.s=-1\.0 must be at least 0"),
+        ("sde.num_scales=1", r"config\.sde\.num_scales=1 must be at least 2"),
+        ("sde.sigma_min=60.0", r"config\.sde\.sigma_min=60\.0 must be positive and below sigma_max=50\.0"),
+        ("parameterization.label=index", r"config\.parameterization\.label='index': .* table, .* not VP"),
+        ("parameterization.label=edm", r"config\.parameterization\.label='edm' is negative .* must be 'sigma'"),
+        ("parameterization.sigma_data=0.0", r"config\.parameterization: sigma_data=0\.0 must be positive"),
+    ],
+)
+def test_a_process_or_parameterization_that_cannot_be_met_is_refused_by_its_field(override, message):
+    config = read("toy2d", ["--config.parameterization.name=edm", f"--config.{override}"])
+    with pytest.raises(ConfigError, match=message):
+        build(config, describe(read("toy2d")))
+
+
+def test_a_table_too_short_for_its_beta_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.sde\.num_scales=20 must be above beta_max=20\.0"):
+        build(read("toy2d", ["--config.sde.name=ddpm", "--config.sde.num_scales=20"]))

@@ -19,6 +19,8 @@ from diffuse_jax.config import build, read, sampling_plan
 from diffuse_jax.config.run import CHECKPOINTS, write_run
 from diffuse_jax.sde import VP
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -53,15 +55,6 @@ def arguments(words: list[str]) -> list[str] | None:
         if words[i : i + 2] == ["-m", "diffuse_jax"]:
             return words[i + 2 :]
     return None
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Everything here is compiled to run once."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_samples_are_those_of_the_library_whatever_chunks_and_devices(solver):
         drawn = sampler(solver, devices, batch_size)(GAUSSIAN, seed=4, n=19, path=True)
         np.testing.assert_allclose(drawn.x, direct.mean, rtol=2e-4, atol=2e-5)
         np.testing.assert_allclose(drawn.path, np.moveaxis(direct.path, 0, 1), rtol=2e-4, atol=2e-4)
-        count = np.full(19, 6) if solver.evaluations else direct.memory
+        count = np.full(19, 6) if solver.evaluations else direct.memory.evaluations
         np.testing.assert_array_equal(drawn.evaluations, count)
 
 

@@ -1,4 +1,5 @@
-"""The orders that solvers state, regressed: pathwise against SciPy's flow, in moments by exact recursion."""
+"""The orders that solvers state, measured: pathwise against SciPy's flow of a mixture, in moments by exact
+recursion."""
 
 from typing import Any
 
@@ -6,16 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from closed_forms import MIXTURE, PROCESSES, SDES, in_float64, mixture_flow, slope
+from closed_forms import ALL_PROCESSES, ALL_SDES, MIXTURE, in_float64, mixture_flow, slope
+from menu import DETERMINISTIC, STOCHASTIC
 
-from diffuse_jax import solvers
-from diffuse_jax.oracles import Gaussian, Mixture
+from diffuse_jax import solvers, times
+from diffuse_jax.oracles import Gaussian, Mixture, moments, order_of
 from diffuse_jax.sampling import sample_keys, solve
 from diffuse_jax.solvers import Solver
 
-STOP = 0.05
-COUNTS = (64, 128, 256)
-every_sde = pytest.mark.parametrize("name", SDES)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+every_sde = pytest.mark.parametrize("name", ["vp", "subvp", "ve", "edm"])
+# log_snr, from noise to data, of all that follows: nearer to its ends the flow of any data is straight, which flatters.
+NOISE, DATA = -4.0, 3.0
+
+
+def ends(name: str) -> dict[str, float]:
+    found = {end: float(ALL_SDES[name].inverse_log_snr(value)) for end, value in (("t_max", NOISE), ("t_min", DATA))}
+    np.testing.assert_allclose([ALL_PROCESSES[name].log_snr(t) for t in found.values()], [NOISE, DATA], rtol=1e-5)
+    return found
 
 
 def adams_bashforth() -> Solver:
@@ -34,91 +44,92 @@ def adams_bashforth() -> Solver:
 
 
 @every_sde
-@pytest.mark.parametrize("solver", [solvers.ddim(), solvers.heun(), adams_bashforth()], ids=["ddim", "heun", "users"])
+@pytest.mark.parametrize("kind", [*DETERMINISTIC, "users"])
 @in_float64
-def test_a_solver_of_the_flow_has_its_order_on_a_mixture(name: str, solver: Solver) -> None:
-    start, end = mixture_flow(name, 1.0, STOP)
-    denoise, keys = Mixture(SDES[name], *map(jnp.asarray, MIXTURE)), sample_keys(0, 0, len(start))
-    # Steps from STOP to STOP change nothing, so that one compilation serves all counts.
-    grids = np.stack([np.append(np.linspace(1, STOP, n + 1), np.full(COUNTS[-1] - n, STOP)) for n in COUNTS])
-    ends = jax.jit(jax.vmap(lambda times: solve(keys, denoise, solver, times, jnp.asarray(start)).x))(grids)
-    errors = np.max(np.abs(np.asarray(ends) - end), axis=(1, 2))
-    assert abs(slope(COUNTS, errors) - solver.order) < 0.2, errors
-
-
-STOCHASTIC = {
-    "euler_maruyama": solvers.euler_maruyama(),
-    "reverse_diffusion": solvers.reverse_diffusion(),
-    "ancestral posterior": solvers.ancestral(),
-    "ancestral beta": solvers.ancestral("beta"),
-    "ddim 0.5": solvers.ddim(0.5),
-    "ddim 1": solvers.ddim(1.0),
-}
-DATA_MEAN, DATA_VARIANCE = 0.7, 0.3
-# Nearer to 0 the first-order terms of Euler–Maruyama on VE all but cancel: its slope is 2 until steps are very small.
-MOMENT_STOP = 0.4
-
-
-def moments_at_the_end(name: str, solver: Solver) -> np.ndarray:
-    """Mean and variance (counts, 2) at MOMENT_STOP, exactly: on Gaussian data a step is x ↦ p·x + q + c·z."""
-    oracle = Gaussian(SDES[name], jnp.asarray([DATA_MEAN]), jnp.asarray([[DATA_VARIANCE]]))
-    grids = [np.linspace(1, MOMENT_STOP, n + 1) for n in COUNTS]
-
-    @jax.jit
-    @jax.vmap
-    def coefficients(t: Any, s: Any) -> tuple[Any, Any, Any]:
-        def step(x: float, z: float) -> Any:
-            return solver.step(lambda i: jnp.full((1, 1), z), jnp.full((1, 1), x), (), t, s, oracle)[0][0, 0]
-
-        return step(1.0, 0.0) - step(0.0, 0.0), step(0.0, 0.0), step(0.0, 1.0) - step(0.0, 0.0)
-
-    p, q, c = map(
-        np.asarray,
-        coefficients(*(np.concatenate(times) for times in ([g[:-1] for g in grids], [g[1:] for g in grids]))),
-    )
-    moments = []
-    for first, n in zip(np.cumsum((0, *COUNTS)), COUNTS, strict=False):
-        mean, variance = exact_moments(name, 1.0)
-        for k in range(first, first + n):
-            mean, variance = p[k] * mean + q[k], p[k] ** 2 * variance + c[k] ** 2
-        moments.append((mean, variance))
-    return np.array(moments)
-
-
-def exact_moments(name: str, t: float) -> tuple[float, float]:
-    alpha, sigma = PROCESSES[name].alpha(t), PROCESSES[name].sigma(t)
-    return float(alpha * DATA_MEAN), float(alpha**2 * DATA_VARIANCE + sigma**2)
+def test_a_solver_of_the_flow_has_its_order_on_a_mixture(name: str, kind: str) -> None:
+    solver = adams_bashforth() if kind == "users" else DETERMINISTIC[kind]
+    span, sde = ends(name), ALL_SDES[name]
+    # In equal steps of time for the user's, which is not made for others.
+    grid = times.uniform if kind == "users" else times.log_snr
+    start, end = mixture_flow(name, span["t_max"], span["t_min"])
+    # Of the fourth order, the next term is the larger one before.
+    counts = (320, 640) if solver.order == 4 else (80, 240)
+    denoise = Mixture(sde, *map(jnp.asarray, MIXTURE))
+    run = jax.jit(lambda times: solve(None, denoise, solver, times, jnp.asarray(start)).x)
+    errors = [np.max(np.abs(run(grid(sde, n, **span)) - end)) for n in counts]
+    assert abs(slope(counts, errors) - solver.order) < 0.2, errors
 
 
 @every_sde
-@pytest.mark.parametrize("solver", STOCHASTIC.values(), ids=STOCHASTIC)
+@pytest.mark.parametrize("kind", STOCHASTIC)
 @in_float64
-def test_a_stochastic_solver_has_its_weak_order_in_exact_moments(name: str, solver: Solver) -> None:
-    errors = np.abs(moments_at_the_end(name, solver) - exact_moments(name, MOMENT_STOP))
-    assert abs(slope(COUNTS, errors[:, 1]) - solver.weak_order) < 0.2, errors
-    if name == "ve" or solver not in (STOCHASTIC["euler_maruyama"], STOCHASTIC["reverse_diffusion"]):
-        # What is written in x0 and eps moves the mean exactly: there eps = 0. So do all where f = 0.
-        np.testing.assert_allclose(errors[:, 0], 0, atol=1e-12)
-    else:
-        assert abs(slope(COUNTS, errors[:, 0]) - solver.weak_order) < 0.2, errors
+def test_a_stochastic_solver_has_its_weak_order_in_exact_moments(name: str, kind: str) -> None:
+    found = order_of(STOCHASTIC[kind], ALL_SDES[name], counts=(64, 256), **ends(name))
+    assert abs(found.order - STOCHASTIC[kind].weak_order) < 0.2, found
+
+
+# --- the measure itself -----------------------------------------------------------------------------------------------
+
+
+@in_float64
+def test_moments_are_those_of_many_samples() -> None:
+    """A multistep solver with noise, a grid of four steps, 100,000 samples."""
+    sde, solver = ALL_SDES["vp"], solvers.sde_dpm_solver(2)
+    data = Gaussian(sde, jnp.asarray([0.7, -0.4]), jnp.asarray([[0.3, 0.1], [0.1, 2.0]]))
+    grid, n = times.log_snr(sde, 4, **ends("vp")), 100_000
+    mean, cov = data.marginal(grid[0])
+    x = mean + np.random.default_rng(0).standard_normal((n, 2)) @ jnp.linalg.cholesky(cov).T
+    drawn = np.asarray(solve(sample_keys(0, 0, n), data, solver, grid, x).x)
+    mean, cov = moments(solver, data, grid)
+    deviations = np.sqrt(np.diag(cov))
+    np.testing.assert_allclose((drawn.mean(0) - mean) / deviations, 0, atol=4 / np.sqrt(n))
+    np.testing.assert_allclose((np.cov(drawn.T) - cov) / np.outer(deviations, deviations), 0, atol=6 / np.sqrt(n))
+
+
+@in_float64
+def test_order_of_tells_a_broken_solver_from_the_one_it_claims_to_be() -> None:
+    """Heun whose second slope is taken at the wrong time has order 1, on Gaussian data and on others."""
+
+    def step(noise: Any, x: Any, memory: Any, t: Any, s: Any, denoise: Any) -> Any:
+        first = solvers.velocity(denoise, x, t)
+        second = solvers.velocity(denoise, x + (s - t) * first, t)
+        x = x + (s - t) * 0.5 * (first + second)
+        return x, x, memory
+
+    sde, broken = ALL_SDES["vp"], Solver(step=step)
+    mixture = Mixture(sde, *map(jnp.asarray, MIXTURE))
+    for solver, data, order in ((broken, None, 1.0), (broken, mixture, 1.0), (solvers.heun(), None, 2.0)):
+        found = order_of(solver, sde, data, counts=(64, 192), grid=times.uniform, **ends("vp"))
+        assert abs(found.order - order) < 0.2, found
+    assert found.counts == (64, 192) and len(found.errors) == 2
+
+
+def test_order_of_needs_two_counts() -> None:
+    with pytest.raises(ValueError, match=r"counts=\(64,\)"):
+        order_of(solvers.ddim(), ALL_SDES["vp"], counts=(64,))
+
+
+# --- evaluations ------------------------------------------------------------------------------------------------------
 
 
 def test_solvers_state_their_evaluations() -> None:
     calls = []
 
     class Counted:
-        sde = SDES["vp"]
+        sde = ALL_SDES["vp"]
 
         def __call__(self, x: Any, t: Any, cond: Any = None) -> Any:
             calls.append(t)
             return Gaussian(self.sde, jnp.zeros(1), jnp.eye(1))(x, t)
 
-    stated = (*STOCHASTIC.values(), solvers.ddim(), solvers.heun(), solvers.langevin())
-    for solver in (*stated, solvers.predictor_corrector(solvers.heun(), solvers.langevin())):
+    pc = solvers.predictor_corrector(solvers.heun(), solvers.langevin())
+    for solver in (*DETERMINISTIC.values(), *STOCHASTIC.values(), solvers.langevin(), pc):
         calls.clear()
-        solver.step(lambda i: jnp.ones((2, 1)), jnp.ones((2, 1)), solver.init(None, None, None), 0.5, 0.4, Counted())
+        x, grid = jnp.ones((2, 1)), jnp.asarray([0.5, 0.4])
+        memory = solver.init(x, grid, Counted())
+        assert len(calls) == solver.start_evaluations
+        solver.step(lambda i: jnp.ones((2, 1)), x, memory, *grid, Counted())
         # A loop is traced once: these take one step each.
-        assert len(calls) == solver.evaluations
-    pc = solvers.predictor_corrector(solvers.heun(), solvers.annealed_langevin(steps=7))
-    assert (solvers.langevin(steps=5).evaluations, pc.evaluations) == (5, 9)
-    assert solvers.predictor_corrector(solvers.heun(), solvers.adaptive()).evaluations is None
+        assert len(calls) == solver.start_evaluations + solver.evaluations
+    pc = solvers.predictor_corrector(solvers.unipc(3), solvers.annealed_langevin(steps=7))
+    assert (solvers.langevin(steps=5).evaluations, pc.evaluations, pc.start_evaluations) == (5, 8, 2)

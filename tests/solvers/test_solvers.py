@@ -1,4 +1,4 @@
-"""Identities, exact cases and independent transcriptions of the solvers' steps."""
+"""Identities and exact cases of the solvers' steps, score_sde's loop, and solvers as values."""
 
 import itertools
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from closed_forms import PROCESSES, SDES, gaussian_data, in_float64
 
 from diffuse_jax import solvers, times
-from diffuse_jax.oracles import Gaussian, Mixture, PointMass
+from diffuse_jax.oracles import Gaussian, Mixture
 from diffuse_jax.sampling import sample, sample_keys, solve
 from diffuse_jax.solvers import Solver
 
@@ -47,43 +47,6 @@ def test_ddim_with_eta_one_is_ancestral_sampling(name: str) -> None:
         chex.assert_trees_all_close(*steps, rtol=1e-10)
 
 
-@every_sde
-@in_float64
-def test_ddim_is_the_formula_of_its_paper(name: str) -> None:
-    """x_s = α_s·x0 + √(σ_s² − ς²)·eps + ς·z, restated in NumPy for η = 0.7 (2010.02502, eq. 12 and 16)."""
-    process, t, s = PROCESSES[name], 0.6, 0.5
-    x0, eps = (np.asarray(member) for member in gaussian(name)(jnp.asarray(X), t))
-    ratio = process.alpha(t) * process.sigma(s) / (process.alpha(s) * process.sigma(t))
-    std = 0.7 * process.sigma(s) * np.sqrt(1 - ratio**2)
-    mean = process.alpha(s) * x0 + np.sqrt(process.sigma(s) ** 2 - std**2) * eps
-    chex.assert_trees_all_close(
-        one_step(solvers.ddim(0.7), gaussian(name), X, t, s, Z), (mean + std * Z, mean), rtol=1e-9
-    )
-
-
-@every_sde
-@in_float64
-def test_ddim_and_heun_are_exact_in_one_step_for_a_point_mass(name: str) -> None:
-    """The flow keeps eps where the data are one point: x(s) = α_s·point + σ_s·eps."""
-    point, process = PointMass(SDES[name], jnp.asarray(MEAN)), PROCESSES[name]
-    start = process.alpha(1.0) * MEAN + process.sigma(1.0) * Z
-    for solver in (solvers.ddim(), solvers.heun()):
-        end, _ = one_step(solver, point, start, 1.0, 0.05, np.zeros_like(X))
-        np.testing.assert_allclose(end, process.alpha(0.05) * MEAN + process.sigma(0.05) * Z, rtol=1e-9)
-
-
-@every_sde
-@in_float64
-def test_posterior_ancestral_is_exact_in_one_step_for_a_point_mass(name: str) -> None:
-    """From N(α_t·point, σ_t²) in one step to N(α_s·point, σ_s²): p²·σ_t² + c² = σ_s² for the step p·x + q + c·z."""
-    point, process, t, s = PointMass(SDES[name], jnp.asarray(MEAN)), PROCESSES[name], 1.0, 0.1
-    zero, one = np.zeros((1, 2)), np.ones((1, 2))
-    q, p, c = (one_step(solvers.ancestral(), point, x, t, s, z)[0] for x, z in ((zero, zero), (one, zero), (zero, one)))
-    p, c = p - q, c - q
-    np.testing.assert_allclose(p * process.alpha(t) * MEAN + q, process.alpha(s) * MEAN[None], rtol=1e-9)
-    np.testing.assert_allclose(p**2 * process.sigma(t) ** 2 + c**2, np.full((1, 2), process.sigma(s) ** 2), rtol=1e-9)
-
-
 @in_float64
 def test_beta_ancestral_is_exact_for_unit_variance_data_under_vp_alone() -> None:
     def variance_at(name: str, t: float, s: float) -> tuple[float, float]:
@@ -98,31 +61,7 @@ def test_beta_ancestral_is_exact_for_unit_variance_data_under_vp_alone() -> None
         assert found > 1.01 * exact
 
 
-# --- the papers' discretizations --------------------------------------------------------------------------------------
-
-
-@every_sde
-@in_float64
-def test_euler_maruyama_and_reverse_diffusion_are_their_formulas(name: str) -> None:
-    """Euler on the reverse SDE; and x − (F − G²·score) + G·z for the exact forward step x(t) = (1 + F)·x(s) + G·z."""
-    process, t, s = PROCESSES[name], 0.6, 0.55
-    oracle = gaussian(name)
-    score = -np.asarray(oracle(jnp.asarray(X), t).eps) / process.sigma(t)
-    mean = X - (t - s) * (process.f(t) * X - process.g2(t) * score)
-    found = one_step(solvers.euler_maruyama(), oracle, X, t, s, Z)
-    chex.assert_trees_all_close(found, (mean + np.sqrt(process.g2(t) * (t - s)) * Z, mean), rtol=1e-9)
-    a = process.alpha(t) / process.alpha(s)
-    variance = process.sigma(t) ** 2 - a**2 * process.sigma(s) ** 2
-    mean = X - ((a - 1) * X - variance * score)
-    found = one_step(solvers.reverse_diffusion(), oracle, X, t, s, Z)
-    chex.assert_trees_all_close(found, (mean + np.sqrt(variance) * Z, mean), rtol=1e-9)
-    for kind, deviation in (
-        ("posterior", np.sqrt(variance) * process.sigma(s) / process.sigma(t)),
-        ("beta", np.sqrt(variance)),
-    ):
-        mean = (X + variance * score) / a
-        found = one_step(solvers.ancestral(kind), oracle, X, t, s, Z)
-        chex.assert_trees_all_close(found, (mean + deviation * Z, mean), rtol=1e-9)
+# --- predictor and corrector ------------------------------------------------------------------------------------------
 
 
 @in_float64
@@ -148,7 +87,7 @@ def test_predictor_corrector_is_score_sdes_loop_step_by_step() -> None:
         states.append(x)
 
     solver = solvers.predictor_corrector(solvers.reverse_diffusion(), solvers.langevin(snr, norm="batch"))
-    noise = lambda keys, stream, x: lambda i: jnp.asarray(recorded)[stream - 1, i]  # noqa: E731
+    noise = lambda keys, stream, x, span: lambda i: jnp.asarray(recorded)[stream - 1, i]  # noqa: E731
     run = jax.jit(
         lambda x: solve(sample_keys(0, 0, 4), gaussian("ve"), solver, jnp.asarray(grid), x, noise=noise, path=True)
     )
@@ -196,7 +135,7 @@ def test_langevin_leaves_the_variance_of_its_closed_form(name: str, rule: str) -
     solver = BY_SIGMA[rule](1)
 
     def step(x: float, z: float) -> Any:
-        return solver.step(given(jnp.full((1, 1), z)), jnp.full((1, 1), x), (), t, t, oracle)[0][0, 0]
+        return one_step(solver, oracle, jnp.full((1, 1), x), t, t, jnp.full((1, 1), z))[0][0, 0]
 
     q = step(0.0, 0.0)
     p, c = step(1.0, 0.0) - q, step(0.0, 1.0) - q
@@ -215,17 +154,6 @@ def test_n_langevin_steps_are_n_times_one_step(rule: str) -> None:
     for z in draws:
         x, mean = one_step(make(1), gaussian("vp"), x, 0.5, 0.5, z)
     chex.assert_trees_all_close(at_once, (x, mean), rtol=1e-10)
-
-
-def test_impossible_choices_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="norm='sample'"):
-        solvers.langevin(norm="sample")
-    with pytest.raises(ValueError, match="langevin: steps=0"):
-        solvers.langevin(steps=0)
-    with pytest.raises(ValueError, match="langevin: steps=0"):
-        solvers.annealed_langevin(steps=0)
-    with pytest.raises(ValueError, match="variance='large'"):
-        solvers.ancestral(variance="large")
 
 
 # --- solvers as values ------------------------------------------------------------------------------------------------
@@ -311,7 +239,7 @@ def test_every_solver_goes_from_the_prior_to_near_the_datas_moments(name: str) -
 
     @jax.jit
     def run(start: Any, draws: Any) -> dict[str, Any]:
-        def noise(keys: Any, stream: Any, x: Any) -> Any:
+        def noise(keys: Any, stream: Any, x: Any, span: Any) -> Any:
             return lambda i: draws[stream - 1, i]
 
         x = SDES[name].prior_std() * start

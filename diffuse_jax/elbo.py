@@ -1,0 +1,139 @@
+"""The evidence lower bound of a diffusion model, a bound on log p(x) without an ODE (Kingma et al., 2107.00630).
+
+With the process as the encoder and the denoiser as the decoder, in nats,
+
+    −log p(x) ≤ KL(q(z_1 | x) ‖ prior) + L + E[−log p(x | z_0)],
+
+where z_0 and z_1 are x with the noise of the first and the last time. The diffusion term is
+
+    L_T = ½·Σ_i expm1(log_snr(s_i) − log_snr(t_i))·E‖eps − eps(z_{t_i}, t_i)‖²      over the steps t_i → s_i of a chain,
+    L_∞ = ½·(log_snr_max − log_snr_min)·E‖eps − eps(z_t, t)‖²                       over a uniform log-SNR, T → ∞
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffuse_jax.denoiser import Denoiser
+from diffuse_jax.losses import stratify
+from diffuse_jax.sampling import keyed_noise
+from diffuse_jax.sde import SDE, Array
+from diffuse_jax.solvers.base import Noise
+
+__all__ = ["ELBO", "Reconstruction", "discrete_reconstruction", "elbo", "gaussian_reconstruction", "prior_kl"]
+
+#: (sde, x, eps, t) → −log p(x | z) in nats (batch,), at z = α·x + σ·eps.
+Reconstruction = Callable[[SDE, Array, Array, Array], Array]
+
+
+class ELBO(NamedTuple):
+    """The terms of the bound, in nats, each (batch,): what the prior, the diffusion and the reconstruction cost."""
+
+    prior: Array
+    diffusion: Array
+    reconstruction: Array
+
+    @property
+    def total(self) -> Array:
+        """The lower bound on log p(x), −(prior + diffusion + reconstruction)."""
+        return -(self.prior + self.diffusion + self.reconstruction)
+
+
+def prior_kl(sde: SDE, x: Array, t: Any) -> Array:
+    """KL(N(α·x, σ²) ‖ N(0, P²)) = ½[α²‖x‖²/P² + d·(σ²/P² − 1 − ln(σ²/P²))] at t, in nats (batch,); P is the process's
+    prior_std."""
+    log_ratio = 2 * (sde.log_sigma(t) - jnp.log(sde.prior_std()))
+    square = jnp.sum(jnp.square(x * sde.alpha(t) / sde.prior_std()).reshape(x.shape[0], -1), axis=-1)
+    return 0.5 * (square + _dims(x) * (jnp.expm1(log_ratio) - log_ratio))
+
+
+def gaussian_reconstruction(sde: SDE, x: Array, eps: Array, t: Array) -> Array:
+    """E[−log N(x; z/α, σ²/α²)] of continuous data, in nats (batch,): its mean ½·d·(1 + ln(2π) − log_snr(t)), whatever x
+    and eps."""
+    return jnp.full(x.shape[0], 0.5 * _dims(x) * (1 + np.log(2 * np.pi) - sde.log_snr(t)), x.dtype)
+
+
+def discrete_reconstruction(levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)) -> Reconstruction:
+    """−log p(x | z) of data with `levels` equally spaced values, the ends of `range` included: each entry is one of
+    them, with probability ∝ N(z/α; level, σ²/α²) (2107.00630).
+
+    The bound is then one on the probability of x, in nats: `nats_to_bits_per_dim(…, levels=None)` turns it into bits.
+    """
+    low, high = range
+    spacing = (high - low) / (levels - 1)
+
+    def reconstruction(sde: SDE, x: Array, eps: Array, t: Array) -> Array:
+        noise = jnp.exp(-0.5 * sde.log_snr(t))
+        # Levels counted from x itself: subtracting two positions in the range would cost digits.
+        k = jnp.round((x - low) / spacing)[..., None]
+        offset = (jnp.arange(levels) - k) * spacing / noise
+        log_odds = -0.5 * offset * (offset - 2 * eps[..., None])
+        return jnp.sum(jax.nn.logsumexp(log_odds, axis=-1).reshape(x.shape[0], -1), axis=-1)
+
+    return reconstruction
+
+
+def elbo(
+    denoise: Denoiser,
+    x: Array,
+    keys: Array,
+    *,
+    times: Array | None = None,
+    draws: int = 1,
+    reconstruction: Reconstruction = gaussian_reconstruction,
+    cond: Any = None,
+    t_min: float | None = None,
+    noise: Callable[[Array, Any, Array], Noise] = keyed_noise,
+) -> ELBO:
+    """An unbiased estimate of the bound on log p of x (batch, …), by its terms, with each sample's randomness from its
+    own of `keys` (batch,).
+
+    `times` (n + 1,), decreasing, are the chain of L_T: `draws` noises for each of its steps. None is T → ∞: `draws`
+    evaluations at stratified uniform log-SNRs between t_min (the process's own where None) and the start of the
+    process's grids. `reconstruction` is `gaussian_reconstruction`, `discrete_reconstruction(levels, range)` or a
+    function of yours. `noise(keys, stream, x)` makes the draws: stream 0 for the reconstruction, stream j + 1 for
+    evaluation j. Raises ValueError where `draws` < 1, or t_min is given beside `times`, which end at their own.
+    """
+    if draws < 1:
+        raise ValueError(f"draws={draws}: at least 1 is needed")
+    sde = denoise.sde
+    if times is None:
+        first, last = (jnp.asarray(t, x.dtype) for t in (sde.t_min if t_min is None else t_min, sde.t_start))
+        t, weight = _uniform_log_snr(sde, keys, first, last, draws)
+    elif t_min is not None:
+        raise ValueError(f"t_min={t_min} beside times: the chain ends at times[-1]")
+    else:
+        x = x.astype(jnp.result_type(x, times))
+        first, last = times[-1], times[0]
+        log_snr = sde.log_snr(times)
+        t = jnp.repeat(times[:-1], draws)
+        weight = jnp.repeat(0.5 * jnp.expm1(log_snr[1:] - log_snr[:-1]) / draws, draws)
+
+    def add(total: Array, evaluation: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        stream, t, weight = evaluation
+        eps = noise(keys, stream, x)(0)
+        error = jnp.square(eps - denoise(sde.perturb(x, t, eps), t, cond).eps)
+        return total + weight * jnp.sum(error.reshape(x.shape[0], -1), axis=-1), None
+
+    evaluations = (jnp.arange(1, t.shape[0] + 1), t, weight)
+    diffusion = jax.lax.scan(add, jnp.zeros(x.shape[0], x.dtype), evaluations)[0]
+    return ELBO(prior_kl(sde, x, last), diffusion, reconstruction(sde, x, noise(keys, 0, x)(0), first))
+
+
+def _uniform_log_snr(sde: SDE, keys: Array, first: Array, last: Array, draws: int) -> tuple[Array, Array]:
+    """Times (draws, batch) of log-SNRs uniform between those at two times, one in each of `draws` equal cells, and the
+    weights (draws,) of ½·(log_snr_max − log_snr_min)·mean."""
+    # Stream 0's first draw is the reconstruction's noise.
+    own = jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, 0), 1))(keys)
+    u = jax.vmap(lambda key: jax.random.uniform(key, (draws,), first.dtype), out_axes=1)(own)
+    ends = sde.log_snr(jnp.stack([first, last]))
+    cells = stratify(u, jnp.arange(draws)[:, None], draws)
+    t = jnp.clip(sde.inverse_log_snr(ends[0] + cells * (ends[1] - ends[0])), first, last)
+    return t, jnp.full(draws, 0.5 * (ends[0] - ends[1]) / draws)
+
+
+def _dims(x: Array) -> int:
+    return int(np.prod(x.shape[1:]))

@@ -1,0 +1,127 @@
+"""The order of a solver, measured: how its error falls with the number of steps on data whose answer is known.
+
+On Gaussian data every denoiser is affine, so a step is affine in the state, in what the solver remembers and in its
+noise, and mean and covariance go from step to step exactly: weak orders need no Monte Carlo.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffuse_jax import times as grids
+from diffuse_jax.oracles.closed_forms import Gaussian
+from diffuse_jax.sampling import solve
+from diffuse_jax.sde import SDE, Array
+from diffuse_jax.solvers.adaptive import adaptive
+from diffuse_jax.solvers.base import Solver
+
+__all__ = ["Order", "moments", "order_of"]
+
+
+class Order(NamedTuple):
+    """The measured order: minus the slope of log error over log steps, with the numbers of steps and the errors."""
+
+    order: float
+    counts: tuple[int, ...]
+    errors: tuple[float, ...]
+
+
+def order_of(
+    solver: Solver,
+    sde: SDE,
+    data: Any = None,
+    *,
+    counts: Sequence[int] = (32, 64, 128),
+    t_max: float | None = None,
+    t_min: float | None = None,
+    grid: Callable[..., Array] = grids.log_snr,
+) -> Order:
+    """The order of `solver` on `sde` between t_max and t_min (the process's own where None), on grids of `counts`
+    steps.
+
+    With `data` None or an `oracles.Gaussian` of vectors: the error of mean and covariance, exact, starting from the
+    exact law at t_max; for a stochastic solver that is its weak order, for a deterministic one its order. With any
+    other denoiser of vectors that states its `shape`: the error of trajectories of the probability flow from fixed
+    points, against the adaptive solver; for deterministic solvers, and the harder test of them, because it is not
+    linear. Enable 64-bit floats (`jax.enable_x64`): in 32 bits rounding hides an order above 1.
+
+    Raises ValueError for fewer than two counts.
+    """
+    if len(counts) < 2:
+        raise ValueError(f"order_of: counts={tuple(counts)} must name at least two numbers of steps")
+    # Two variances, so that an error that changes its sign at one of them is not taken for a small one.
+    data = Gaussian(sde, jnp.asarray([0.7, -0.4]), jnp.diag(jnp.asarray([0.3, 2.0]))) if data is None else data
+    grid_of = [grid(sde, n, t_min=t_min, t_max=t_max) for n in counts]
+    ends = grid_of[0][jnp.asarray([0, -1])]
+    if isinstance(data, Gaussian):
+        run, exact = jax.jit(lambda times: moments(solver, data, times)), data.marginal(ends[1])
+    else:
+        x = _points(data, ends[0])
+        run = jax.jit(lambda times: solve(None, data, solver, times, x).x)
+        exact = jax.jit(lambda ends: solve(None, data, adaptive(1e-11, 1e-11, 65536), ends, x).x)(ends)
+    errors = tuple(_distance(run(times), exact) for times in grid_of)
+    return Order(-float(np.polyfit(np.log(counts), np.log(errors), 1)[0]), tuple(counts), errors)
+
+
+def moments(solver: Solver, data: Gaussian, times: Array, *, draws: int = 8) -> tuple[Array, Array]:
+    """Mean (d,) and covariance (d, d) of x(times[-1]) under `solver`, exactly, from the law of the data at times[0].
+
+    What a solver remembers in the shape of x counts as affine in x; the rest of its memory as independent of it, which
+    leaves out step sizes that look at the state (Langevin by batch norms, the adaptive solver). A step may take up to
+    `draws` normal draws.
+    """
+    mean, cov = data.marginal(times[0])
+    d = mean.shape[0]
+
+    def begin(x: Array) -> tuple[Array, Any]:
+        return x[None], solver.init(x[None], times, data)
+
+    def advance(state: tuple[Array, Any], z: Array, t: Array, s: Array) -> tuple[Array, Any]:
+        x, memory = state
+        x, _, memory = solver.step(lambda i: z[i][None], x, memory, t, s, data)
+        return x, memory
+
+    def split(state: Any) -> tuple[Array, Callable[[Array], Any]]:
+        leaves, tree = jax.tree.flatten(state)
+        affine = [jnp.shape(leaf) == (1, d) for leaf in leaves]
+        vector = jnp.concatenate([leaf[0] for leaf, yes in zip(leaves, affine, strict=True) if yes])
+
+        def join(vector: Array) -> Any:
+            parts = iter(jnp.split(vector, sum(affine)))
+            joined = [next(parts)[None] if yes else leaf for leaf, yes in zip(leaves, affine, strict=True)]
+            return jax.tree.unflatten(tree, joined)
+
+        return vector, join
+
+    def step(carry: tuple[Any, Array], ends: tuple[Array, Array]) -> tuple[tuple[Any, Array], None]:
+        state, cov = carry
+        vector, join = split(state)
+
+        def move(vector: Array, z: Array) -> Array:
+            return split(advance(join(vector), z, *ends))[0]
+
+        still = jnp.zeros((draws, d), mean.dtype)
+        by_state, by_noise = jax.jacfwd(move, (0, 1))(vector, still)
+        by_noise = by_noise.reshape(len(vector), -1)
+        return (advance(state, still, *ends), by_state @ cov @ by_state.T + by_noise @ by_noise.T), None
+
+    by_x = jax.jacfwd(lambda x: split(begin(x))[0])(mean)
+    carry = (begin(mean), by_x @ cov @ by_x.T)
+    (state, cov), _ = jax.lax.scan(step, carry, (times[:-1], times[1:]))
+    return state[0][0], cov[:d, :d]
+
+
+def _points(data: Any, t: Array) -> Array:
+    """Eight fixed points, spread as x(t) is for data of unit size."""
+    spread = jnp.sqrt(jnp.square(data.sde.alpha(t)) + jnp.square(data.sde.sigma(t)))
+    draws = np.random.default_rng(0).standard_normal((8, *data.shape))
+    return spread * jnp.asarray(draws, jnp.result_type(float))
+
+
+def _distance(found: Any, exact: Any) -> float:
+    return max(
+        float(jnp.max(jnp.abs(a - b))) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
+    )

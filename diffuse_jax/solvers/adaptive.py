@@ -1,0 +1,146 @@
+"""The probability flow to a tolerance, each sample with its own steps (diffrax)."""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from diffuse_jax._pytree import pytree, static
+from diffuse_jax.denoiser import Denoiser, unbind
+from diffuse_jax.sde import Array
+from diffuse_jax.solvers.base import Noise, Solver
+from diffuse_jax.solvers.flow import velocity
+
+__all__ = ["AdaptiveMemory", "Integrated", "Transported", "adaptive", "integrate", "transport"]
+
+
+class Integrated(NamedTuple):
+    """The end of one adaptive solve: its state (NaN where `max_steps` was not enough), the vector field's evaluations,
+    and whether it got there."""
+
+    y: Any
+    evaluations: Array
+    finished: Array
+
+
+def integrate(field: Any, y: Any, t: Array, s: Array, args: Any, *, rtol: Any, atol: Any, max_steps: int) -> Integrated:
+    """Integrates dy/dt = field(t, y, args) of one sample from t to s by Dormand–Prince 5(4) with a PID step size
+    (diffrax)."""
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Dopri5(),
+        t0=t,
+        t1=s,
+        dt0=0.01 * (s - t),
+        y0=y,
+        args=args,
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        max_steps=max_steps,
+        throw=False,
+    )
+    done = solution.result == diffrax.RESULTS.successful
+    end = jax.tree.map(lambda leaf: jnp.where(done, leaf[-1], jnp.nan), solution.ys)
+    # Six stages a step, accepted or not (the seventh is the next step's first), and the first stage of all.
+    return Integrated(end, 6 * solution.stats["num_steps"] + 1, done)
+
+
+class Transported(NamedTuple):
+    """Where the probability flow took x (batch, …): NaN for samples that met the bound on evaluations before they were
+    there (`exhausted`, (batch,)), and the evaluations that each took (batch,)."""
+
+    x: Array
+    evaluations: Array
+    exhausted: Array
+
+    @property
+    def mean_evaluations(self) -> Array:
+        return jnp.mean(self.evaluations)
+
+    @property
+    def largest_evaluations(self) -> Array:
+        """What a batch costs: the network runs for all until the slowest is there."""
+        return jnp.max(self.evaluations)
+
+
+def transport(
+    denoise: Denoiser,
+    x: Array,
+    t: Any,
+    s: Any,
+    *,
+    cond: Any = None,
+    rtol: Any = 1e-5,
+    atol: Any = 1e-5,
+    max_evaluations: int = 25_000,
+) -> Transported:
+    """Takes x (batch, …) along the probability flow from time t to time s, up or down, each sample to its own
+    tolerance, so that none depends on its batch-mates; differentiable.
+
+    Raises ValueError for a bound of fewer than 7 evaluations, which one step takes.
+    """
+    _check(max_evaluations)
+    denoise, cond = unbind(denoise, cond)
+    t, s = jnp.asarray(t, x.dtype), jnp.asarray(s, x.dtype)
+
+    def field(time: Array, y: Array, args: tuple[Denoiser, Any]) -> Array:
+        one, one_cond = args
+        return velocity(one, y[None], time, one_cond)[0]
+
+    def solve(y: Array, cond: Any) -> Integrated:
+        args = (denoise, jax.tree.map(lambda leaf: leaf[None], cond))
+        return integrate(field, y, t, s, args, rtol=rtol, atol=atol, max_steps=(max_evaluations - 1) // 6)
+
+    end = jax.vmap(solve)(x, cond)
+    return Transported(end.y, end.evaluations, ~end.finished)
+
+
+class AdaptiveMemory(NamedTuple):
+    """Evaluations so far, and whether the bound was met in some interval; both (batch,)."""
+
+    evaluations: Array
+    exhausted: Array
+
+
+def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_evaluations: int = 25_000) -> Solver:
+    """`transport` over each interval of the grid; up the grid too, from data to latents. A sample that meets the bound
+    in an interval becomes NaN and is marked in the memory (`AdaptiveMemory`)."""
+    _check(max_evaluations)
+    return Solver(step=Partial(_adaptive, _Limit(max_evaluations), rtol, atol), init=_nothing_yet, count=_evaluations)
+
+
+def _check(max_evaluations: int) -> None:
+    if max_evaluations < 7:
+        raise ValueError(f"adaptive: max_evaluations={max_evaluations} must be at least 7: one step takes that many")
+
+
+def _nothing_yet(x: Array, times: Array, denoise: Denoiser) -> AdaptiveMemory:
+    return AdaptiveMemory(jnp.zeros(x.shape[0], jnp.int32), jnp.zeros(x.shape[0], bool))
+
+
+def _evaluations(memory: AdaptiveMemory) -> Array:
+    return memory.evaluations
+
+
+@pytree
+class _Limit:
+    """What a compilation depends on, compared by value."""
+
+    max_evaluations: int = static()
+
+
+def _adaptive(
+    limit: _Limit,
+    rtol: Array,
+    atol: Array,
+    noise: Noise,
+    x: Array,
+    memory: AdaptiveMemory,
+    t: Array,
+    s: Array,
+    denoise: Denoiser,
+) -> tuple[Array, Array, AdaptiveMemory]:
+    end = transport(denoise, x, t, s, rtol=rtol, atol=atol, max_evaluations=limit.max_evaluations)
+    memory = AdaptiveMemory(memory.evaluations + end.evaluations, memory.exhausted | end.exhausted)
+    return end.x, end.x, memory

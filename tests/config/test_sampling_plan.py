@@ -1,0 +1,94 @@
+"""`config.sampling` is the solver, the grid and the noise of the same names in the library."""
+
+from typing import Any
+
+import chex
+import pytest
+
+from diffuse_jax import sampling, solvers, times
+from diffuse_jax.config import ConfigError, base, sampling_plan
+from diffuse_jax.sde import EDM, VP, DiscreteVP, linear_betas
+
+
+def plan(sde: Any = None, **fields: Any) -> Any:
+    config = base().sampling
+    config.update(fields)
+    return sampling_plan(config, VP() if sde is None else sde)
+
+
+@pytest.mark.parametrize(
+    ("fields", "solver"),
+    [
+        ({"solver": "euler_maruyama", "kappa": 0.5}, solvers.euler_maruyama(0.5)),
+        ({"solver": "euler_in_sigma", "kappa": 0.5}, solvers.euler_in_sigma(0.5)),
+        ({"solver": "ddpm"}, solvers.ancestral("beta")),
+        ({"solver": "ddim"}, solvers.ddim()),
+        ({"solver": "ddim", "eta": 0.7}, solvers.ddim(0.7)),
+        (
+            {"solver": "edm", "churn": 30.0, "churn_min": 0.05, "churn_max": 50.0, "churn_noise": 1.003},
+            solvers.edm(30.0, 0.05, 50.0, 1.003),
+        ),
+        ({"solver": "dpm_solver_single", "order": 3}, solvers.dpm_solver_single(3)),
+        ({"solver": "dpm_solver_multi"}, solvers.dpm_solver_multi()),
+        ({"solver": "dpm_solver_multi", "order": 3}, solvers.dpm_solver_multi(3)),
+        ({"solver": "sde_dpm_solver", "order": 3, "eta": 0.5}, solvers.sde_dpm_solver(3, 0.5)),
+        ({"solver": "stochastic_runge_kutta", "eta": 0.5}, solvers.stochastic_runge_kutta(0.5)),
+        ({"solver": "unipc", "order": 3}, solvers.unipc(3)),
+        ({"solver": "deis", "order": 2}, solvers.deis(2)),
+        ({"solver": "ipndm", "order": 3}, solvers.ipndm(3)),
+        (
+            {"solver": "adaptive", "rtol": 1e-3, "atol": 1e-4, "max_evaluations": 99},
+            solvers.adaptive(1e-3, 1e-4, 99),
+        ),
+        (
+            {"solver": "annealed_langevin", "epsilon": 1e-3, "corrector_steps": 5},
+            solvers.annealed_langevin(1e-3, None, 5),
+        ),
+        (
+            {"solver": "unipc+langevin", "snr": 0.1, "corrector_steps": 2},
+            solvers.predictor_corrector(solvers.unipc(), solvers.langevin(0.1, 2)),
+        ),
+    ],
+    ids=lambda value: value["solver"] if isinstance(value, dict) else "",
+)
+def test_a_named_solver_is_the_librarys(fields: dict[str, Any], solver: Any) -> None:
+    chex.assert_trees_all_equal(plan(**fields).solver, solver)
+
+
+@pytest.mark.parametrize(
+    ("fields", "grid"),
+    [
+        ({"grid": "uniform"}, lambda sde: times.uniform(sde, 6)),
+        ({"grid": "log_snr", "t_min": 0.01}, lambda sde: times.log_snr(sde, 6, 0.01)),
+        ({"grid": "karras", "rho": 5.0}, lambda sde: times.karras(sde, 6, rho=5.0)),
+        ({"grid": "quadratic"}, lambda sde: times.quadratic(sde, 6)),
+        ({"grid": "cosine"}, lambda sde: times.cosine(sde, 6)),
+        ({"grid": "leading"}, lambda sde: times.leading(sde, 6)),
+        ({"grid": "trailing"}, lambda sde: times.trailing(sde, 6)),
+        ({"grid": "linspace"}, lambda sde: times.linspace(sde, 6)),
+        ({"grid": "explicit", "times": (0.9, 0.5, 0.1)}, lambda sde: times.explicit(sde, (0.9, 0.5, 0.1))),
+    ],
+    ids=lambda value: value["grid"] if isinstance(value, dict) else "",
+)
+def test_a_named_grid_is_the_librarys(fields: dict[str, Any], grid: Any) -> None:
+    for sde in (VP(), EDM(T=1.0), DiscreteVP(linear_betas())):
+        chex.assert_trees_all_equal(plan(sde, steps=6, **fields).times, grid(sde))
+
+
+def test_a_named_noise_is_the_librarys() -> None:
+    assert plan().noise is sampling.keyed_noise and plan(noise="brownian").noise is sampling.brownian_noise
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"solver": "unipc", "order": 7}, "config.sampling: unipc: order=7 must be one of 1, 2, 3"),
+        ({"solver": "edm", "churn": -1.0}, "config.sampling: edm: churn=-1.0"),
+        ({"solver": "adaptive", "max_evaluations": 3}, "config.sampling: adaptive: max_evaluations=3"),
+        ({"grid": "explicit", "times": (0.1, 0.5)}, "config.sampling: times="),
+        ({"grid": "leading", "steps": 2000}, "config.sampling: n=2000"),
+    ],
+)
+def test_what_cannot_be_met_is_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(**fields)
