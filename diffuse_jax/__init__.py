@@ -8,29 +8,62 @@ A process, a network and a solver are three values; loss, sampling and likelihoo
 
 from typing import TYPE_CHECKING, Any
 
-from diffuse_jax import likelihood, losses, nets, oracles, parameterizations, sampling, solvers, times
-from diffuse_jax.denoiser import Conditioned, Denoised, Denoiser, NetworkDenoiser, from_score, score_of
+from diffuse_jax import (
+    elbo,
+    likelihood,
+    losses,
+    nets,
+    oracles,
+    parameterizations,
+    sampling,
+    score_matching,
+    solvers,
+    times,
+)
+from diffuse_jax.denoiser import Conditioned, Denoised, Denoiser, NetworkDenoiser, from_score, on_process, score_of
 from diffuse_jax.likelihood import bits_per_dim, log_prob
 from diffuse_jax.losses import denoising_score_matching
-from diffuse_jax.sampling import prior_sample, sample, sample_keys, solve
-from diffuse_jax.sde import SDE, VE, VP, SubVP, from_drift_diffusion, from_log_alpha_sigma
+from diffuse_jax.sampling import decode, encode, prior_sample, sample, sample_keys, solve
+from diffuse_jax.sde import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    DiscreteVE,
+    DiscreteVP,
+    RectifiedFlow,
+    SubVP,
+    from_beta,
+    from_drift_diffusion,
+    from_log_alpha_sigma,
+)
 from diffuse_jax.solvers import Solver, predictor_corrector
 
 if TYPE_CHECKING:
     from diffuse_jax.config import load
 
 __all__ = [
+    "EDM",
     "SDE",
     "VE",
     "VP",
     "Conditioned",
+    "Cosine",
     "Denoised",
     "Denoiser",
+    "DiscreteVE",
+    "DiscreteVP",
     "NetworkDenoiser",
+    "RectifiedFlow",
     "Solver",
     "SubVP",
     "bits_per_dim",
+    "decode",
     "denoising_score_matching",
+    "elbo",
+    "encode",
+    "from_beta",
     "from_drift_diffusion",
     "from_log_alpha_sigma",
     "from_score",
@@ -39,6 +72,7 @@ __all__ = [
     "log_prob",
     "losses",
     "nets",
+    "on_process",
     "oracles",
     "parameterizations",
     "predictor_corrector",
@@ -46,6 +80,7 @@ __all__ = [
     "sample",
     "sample_keys",
     "sampling",
+    "score_matching",
     "score_of",
     "solve",
     "solvers",

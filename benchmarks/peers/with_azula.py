@@ -58,5 +58,5 @@ def methods() -> list[Method]:
         *(one("REABSampler", None, order=k) for k in (2, 3)),
         one("DDPMSampler", "ancestral", draws=1),
         one("DDIMSampler", "ancestral", draws=1, eta=1.0),
-        one("ItoSampler", "Euler–Maruyama", draws=1, eta=1.0),
+        one("ItoSampler", "Euler in σ, noise integrated", draws=1, eta=1.0),
     ]

@@ -241,7 +241,7 @@ def methods() -> list[Method]:
         ),
         *(one(f"UniPC {k} {b}", f"UniPC-{k} {b}", unipc(k, b)) for k in (1, 2, 3) for b in ("bh1", "bh2")),
         Method("diffusers", "PNDM (PLMS)", None, on_table(pndm), extra=1),
-        one("IPNDM", None, _Setup("IPNDM", preserving=True, predicts="v", prepare=_ipndm)),
+        one("IPNDM", "IPNDM", _Setup("IPNDM", preserving=True, predicts="v", prepare=_ipndm)),
         one("SASolver 2/2 τ=0", None, sa(2, 2, 0.0)),
         one("SASolver 3/4 τ=0", None, sa(3, 4, 0.0)),
         one("EulerAncestral", "ancestral", _Setup("EulerAncestralDiscrete", predicts="epsilon"), draws=1),
@@ -255,5 +255,5 @@ def methods() -> list[Method]:
         ),
         one("DPMSolverMultistep 3 sde", None, multi(3, "sde-dpmsolver++"), draws=1),
         one("SASolver 2/2 τ=1", None, sa(2, 2, 1.0), draws=1),
-        one("SASolver 3/4 τ=1", None, sa(3, 4, 1.0), draws=1),
+        one("SASolver 3/4 τ=1", "SA-Solver 3/4", sa(3, 4, 1.0), draws=1),
     ]

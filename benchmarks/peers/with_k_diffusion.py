@@ -99,5 +99,5 @@ def methods() -> list[Method]:
         one("dpmpp_sde", "stochastic 2S", 2, draws=2),
         one("dpmpp_2m_sde", "SDE-DPM-Solver++ 2M", draws=1),
         one("dpmpp_2m_sde", "SDE-DPM-Solver++ 2M taylor", draws=1, solver_type="heun"),
-        one("dpmpp_3m_sde", "SDE-DPM-Solver++ 3M", draws=1),
+        one("dpmpp_3m_sde", "SDE-DPM-Solver++ 3M as shipped", draws=1),
     ]

@@ -13,9 +13,9 @@ from diffuse_jax.config.solvers import choose
 from diffuse_jax.data import DataError, Dataset
 from diffuse_jax.evaluation import HeldoutLoss, Likelihoods, PCAFeatures, frechet_between, likelihoods, mean_and_error
 from diffuse_jax.evaluation.pictures import written_atomically
-from diffuse_jax.likelihood import exact_trace, hutchinson_trace
+from diffuse_jax.likelihood import exact_trace, gaussian_trace, hutchinson_trace
 
-_TRACES = {"exact": exact_trace, "hutchinson": hutchinson_trace}
+_TRACES = {"exact": exact_trace, "hutchinson": hutchinson_trace, "gaussian": gaussian_trace}
 _PCA_ROWS = 10_000
 
 
@@ -87,6 +87,8 @@ def likelihood(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             "bits_per_dim_error": _finite(error),
             "evaluations": float(found.evaluations.mean()),
             "trace": run.experiment.config.evaluation.trace,
+            "probes": run.experiment.config.evaluation.probes,
+            "log_prob_error_of_trace": _finite(float(np.sqrt(np.mean(np.square(found.error)) / len(found.error)))),
             "seed": args.seed,
             "each": {"log_prob": found.log_prob.tolist(), "bits_per_dim": found.bits_per_dim.tolist()},
         },
@@ -116,6 +118,7 @@ def _likelihoods(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> Likeli
         levels=run.experiment.data.levels,
         centered=config.data.centered,
         trace=choose(_TRACES, config.evaluation.trace, "evaluation.trace"),
+        probes=config.evaluation.probes,
         t_min=config.loss.t_min,
         rtol=config.evaluation.rtol,
         atol=config.evaluation.atol,

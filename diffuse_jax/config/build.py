@@ -91,6 +91,7 @@ _LEAST = {
     "evaluation.num_loss": 1,
     "evaluation.num_likelihood": 1,
     "evaluation.pca_dims": 1,
+    "evaluation.probes": 1,
 }
 _CADENCES = ("steps", "log_every", "checkpoint_every", "evaluate_every", "sample_every")
 

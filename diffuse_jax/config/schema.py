@@ -171,8 +171,11 @@ def base() -> ConfigDict:
                 "num_likelihood": 64,
                 # Principal components of the training images in which the Fréchet distance is taken.
                 "pca_dims": 20,
-                # hutchinson, or exact: as many derivatives an evaluation as the data have dimensions.
+                # hutchinson or gaussian, of signs or of normal draws; exact: as many derivatives an evaluation as the
+                # data have dimensions.
                 "trace": "hutchinson",
+                # Probes of the estimated trace: with several, each row's log p has a standard error.
+                "probes": 1,
                 "rtol": 1e-3,
                 "atol": 1e-3,
             },

@@ -31,6 +31,7 @@ SOLVERS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
     "dpm_solver_single": lambda c: solvers.dpm_solver_single(**_given(c, order="order")),
     "dpm_solver_multi": lambda c: solvers.dpm_solver_multi(**_given(c, order="order")),
     "sde_dpm_solver": lambda c: solvers.sde_dpm_solver(**_given(c, order="order", eta="eta")),
+    "sa_solver": lambda c: solvers.sa_solver(**_given(c, order="order", eta="eta")),
     "stochastic_runge_kutta": lambda c: solvers.stochastic_runge_kutta(**_given(c, eta="eta")),
     "unipc": lambda c: solvers.unipc(**_given(c, order="order")),
     "deis": lambda c: solvers.deis(**_given(c, order="order")),

@@ -4,7 +4,7 @@ from diffuse_jax.solvers.adaptive import Transported, adaptive, transport
 from diffuse_jax.solvers.base import Noise, Solver, predictor_corrector
 from diffuse_jax.solvers.flow import ddim, edm, heun, velocity
 from diffuse_jax.solvers.langevin import annealed_langevin, langevin
-from diffuse_jax.solvers.multistep import deis, dpm_solver_multi, ipndm, sde_dpm_solver, unipc
+from diffuse_jax.solvers.multistep import deis, dpm_solver_multi, ipndm, sa_solver, sde_dpm_solver, unipc
 from diffuse_jax.solvers.reverse import ancestral, euler_in_sigma, euler_maruyama, reverse_diffusion
 from diffuse_jax.solvers.runge_kutta import dpm_solver_single, stochastic_runge_kutta
 
@@ -27,6 +27,7 @@ __all__ = [
     "langevin",
     "predictor_corrector",
     "reverse_diffusion",
+    "sa_solver",
     "sde_dpm_solver",
     "stochastic_runge_kutta",
     "transport",

@@ -24,7 +24,7 @@ from diffuse_jax.solvers.base import Noise, Solver
 from diffuse_jax.solvers.exponential import Data, Interval, Kernel, SigmaRatio, integrate_through
 from diffuse_jax.solvers.runge_kutta import check_eta, check_order, kernel_of, last_stage, midpoint
 
-__all__ = ["deis", "dpm_solver_multi", "ipndm", "sde_dpm_solver", "unipc"]
+__all__ = ["deis", "dpm_solver_multi", "ipndm", "sa_solver", "sde_dpm_solver", "unipc"]
 
 
 def dpm_solver_multi(
@@ -109,6 +109,22 @@ def unipc(order: int = 2, b: str = "bh2", *, start: int | None = None) -> Solver
         order=min(order, max(start, 2)) + 1,
         evaluations=1,
         start_evaluations=start - 1,
+    )
+
+
+def sa_solver(order: int = 3, eta: float = 1.0) -> Solver:
+    """SDE-DPM-Solver++ of this order, each step corrected as UniPC corrects, with its noise kept: the stochastic Adams
+    method with a predictor of `order` values and a corrector of one more (SA-Solver, 2309.05019, algorithm 1, at a
+    constant τ = η). One evaluation a step. Weak order 2. Raises ValueError for what there is not.
+    """
+    check_order("sa_solver", "order", order, range(1, 4))
+    check_eta("sa_solver", eta)
+    form = _Form(order, 1, _taylor, False)
+    return Solver(
+        step=Partial(_unipc_step, Data(eta), form),
+        init=Partial(_unipc_init, Data(eta), form),
+        weak_order=2,
+        evaluations=1,
     )
 
 
@@ -249,7 +265,7 @@ def _step(
     interval, clock = kernel.interval(sde, t, s), kernel.clock(sde, t)
     value, history, memory = _evaluate(kernel, memory, x, t, denoise)
     x_mean = interval.ratio * x + form.through(value, clock, history, clock, interval)
-    return (x_mean if interval.std is None else x_mean + interval.std * noise(0)), x_mean, memory
+    return _with_noise(interval, noise, x_mean), x_mean, memory
 
 
 #: Row k: the weights of k + 1 values, the latest first.
@@ -296,5 +312,9 @@ def _unipc_step(
     x = x + form.through(value, clock, history, kernel.clock(sde, r), last) - added
     interval = kernel.interval(sde, t, s)
     added = form.through(value, clock, history.latest(form.order - 1), clock, interval)
-    end = interval.ratio * x + added
-    return end, end, UniPCMemory(inner, t, added)
+    x_mean = interval.ratio * x + added
+    return _with_noise(interval, noise, x_mean), x_mean, UniPCMemory(inner, t, added)
+
+
+def _with_noise(interval: Interval, noise: Noise, x_mean: Array) -> Array:
+    return x_mean if interval.std is None else x_mean + interval.std * noise(0)

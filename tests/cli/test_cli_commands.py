@@ -74,6 +74,22 @@ def test_the_likelihood_of_normal_data_is_that_of_scipy(normal_run):
     assert table["bits_per_dim_error"] == pytest.approx(error, rel=1e-2)
 
 
+def test_several_probes_give_each_row_an_error_and_one_gives_none(normal_run):
+    """The flow of normal data stands still, so that its divergence, and the error of its estimate, are nothing."""
+    for probes, trace in ((1, "hutchinson"), (3, "gaussian")):
+        options = [f"--config.evaluation.probes={probes}", f"--config.evaluation.trace={trace}"]
+        assert run("likelihood", f"--workdir={normal_run}", "--num=8", *options) == 0
+        table = json.loads((normal_run / "likelihood.json").read_text())
+        assert (table["probes"], table["trace"]) == (probes, trace)
+        with np.load(normal_run / "likelihood.npz") as file:
+            error = file["error"]
+        if probes == 1:
+            assert np.all(np.isnan(error)) and table["log_prob_error_of_trace"] is None
+        else:
+            np.testing.assert_allclose(error, 0, atol=5e-3)
+            assert table["log_prob_error_of_trace"] == pytest.approx(0, abs=5e-3)
+
+
 def test_the_evaluation_of_normal_data_holds_against_closed_forms(normal_run):
     arguments = [f"--workdir={normal_run}", "--num=24", "--solver=heun", "--steps=4"]
     assert run("evaluate", *arguments) == 0

@@ -32,6 +32,7 @@ def plan(sde: Any = None, **fields: Any) -> Any:
         ({"solver": "dpm_solver_multi"}, solvers.dpm_solver_multi()),
         ({"solver": "dpm_solver_multi", "order": 3}, solvers.dpm_solver_multi(3)),
         ({"solver": "sde_dpm_solver", "order": 3, "eta": 0.5}, solvers.sde_dpm_solver(3, 0.5)),
+        ({"solver": "sa_solver", "order": 2, "eta": 0.5}, solvers.sa_solver(2, 0.5)),
         ({"solver": "stochastic_runge_kutta", "eta": 0.5}, solvers.stochastic_runge_kutta(0.5)),
         ({"solver": "unipc", "order": 3}, solvers.unipc(3)),
         ({"solver": "deis", "order": 2}, solvers.deis(2)),

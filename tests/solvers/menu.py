@@ -45,6 +45,10 @@ STOCHASTIC: dict[str, Solver] = {
     "sde-dpm 2m taylor": solvers.sde_dpm_solver(2, form="taylor"),
     "sde-dpm 3m": solvers.sde_dpm_solver(3),
     "sde-dpm 3m as published": solvers.sde_dpm_solver(3, form="taylor", legacy=True),
+    "sa 1": solvers.sa_solver(1),
+    "sa 2": solvers.sa_solver(2),
+    "sa 3": solvers.sa_solver(3),
+    "sa 3 0.5": solvers.sa_solver(3, 0.5),
     "stochastic runge-kutta": solvers.stochastic_runge_kutta(),
     "stochastic runge-kutta 0.5": solvers.stochastic_runge_kutta(0.5),
 }

@@ -212,8 +212,10 @@ class Form(NamedTuple):
         return ratio, tuple(on.alpha(s) * c for c in (-phi_1, phi_2, -phi_3)), std
 
     def weight(self, on: Setting, s: float, h: float, after: float) -> float:
-        """Of the value at λ_t + after (2206.00927, prop. 3.1; 2211.01095, prop. 4.1), without noise."""
-        return -on.sigma(s) * np.exp(h - after) if self.predict == "eps" else on.alpha(s) * np.exp(after - h)
+        """Of the value at λ_t + after (2206.00927, prop. 3.1; 2211.01095, prop. 4.1; 2309.05019, prop. 4.2)."""
+        if self.predict == "eps":
+            return -on.sigma(s) * np.exp(h - after)
+        return on.alpha(s) * (1 + self.eta) * np.exp((1 + self.eta) * (after - h))
 
 
 DATA = Form()
@@ -325,6 +327,31 @@ def weight_of_node(on: Setting, form: Form, s: float, h: float, nodes: list[floa
     basis = lagrange(nodes, j)
     integrand = lambda after: form.weight(on, s, h, after) * basis(after)  # noqa: E731
     return scipy.integrate.quad(integrand, 0, h, epsabs=0, epsrel=1e-13)[0]
+
+
+def sa_solver(order: int, eta: float) -> Published:
+    """2309.05019, algorithm 1 in PEC: the polynomial through the latest `order` values takes x ahead; with the value at
+    its end, `order` + 1 of them take it there again, on the same noise. The last state is not corrected."""
+    form = Form("x0", eta)
+
+    def moved(on: Setting, x: np.ndarray, t: float, s: float, z: np.ndarray, nodes: list[Node]) -> np.ndarray:
+        start, h = on.log_ratio(t), on.log_ratio(s) - on.log_ratio(t)
+        ratio, _, std = form.step(on, t, s)
+        weights = [weight_of_node(on, form, s, h, [node - start for node, _ in nodes], j) for j in range(len(nodes))]
+        return ratio * x + sum(c * value for c, (_, value) in zip(weights, nodes, strict=True)) + std * z
+
+    def path(on: Setting) -> np.ndarray:
+        states, nodes, before = [on.x], list[Node](), on.x
+        for k, (t, s) in steps_of(on):
+            x = states[-1]
+            nodes = [*nodes, (on.log_ratio(t), form.value(on, x, t))][-order - 1 :]
+            if k > 0:
+                x = moved(on, before, on.times[k - 1], t, on.z[k - 1][0], nodes)
+            before = x
+            states.append(moved(on, x, t, s, on.z[k][0], nodes[-order:]))
+        return np.stack(states)
+
+    return path
 
 
 def deis(order: int, start: int = 1) -> Published:

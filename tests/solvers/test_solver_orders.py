@@ -64,7 +64,7 @@ def test_a_solver_of_the_flow_has_its_order_on_a_mixture(name: str, kind: str) -
 @pytest.mark.parametrize("kind", STOCHASTIC)
 @in_float64
 def test_a_stochastic_solver_has_its_weak_order_in_exact_moments(name: str, kind: str) -> None:
-    found = order_of(STOCHASTIC[kind], ALL_SDES[name], counts=(64, 256), **ends(name))
+    found = order_of(STOCHASTIC[kind], ALL_SDES[name], counts=(128, 512), **ends(name))
     assert abs(found.order - STOCHASTIC[kind].weak_order) < 0.2, found
 
 
