@@ -13,6 +13,7 @@ import jax
 import pytest
 import yaml
 
+from diffuse_jax import solvers
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli import _COMMANDS, _joined, _parser
 from diffuse_jax.config import build, read, sampling_plan
@@ -146,3 +147,9 @@ def test_every_page_is_in_the_site_and_every_link_and_reference_leads_somewhere(
             assert (ROOT / page).parent.joinpath(target).is_file(), f"{page} links to {target}"
         for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE):
             importlib.import_module(name)
+
+
+def test_every_solver_is_in_the_table_of_solvers():
+    named = set(re.findall(r"^\| `(?:predictor_corrector\()?(\w+)", PAGES["docs/solvers.md"], re.MULTILINE))
+    no_solvers = {"Noise", "Solver", "Transported", "predictor_corrector", "transport", "velocity"}
+    assert set(solvers.__all__) - no_solvers <= named

@@ -52,3 +52,10 @@ STOCHASTIC: dict[str, Solver] = {
     "stochastic runge-kutta": solvers.stochastic_runge_kutta(),
     "stochastic runge-kutta 0.5": solvers.stochastic_runge_kutta(0.5),
 }
+
+#: Variants of a formula whose other forms are here: their proofs on some processes are slow ones.
+VARIANTS = tuple(
+    kind
+    for kind in (*DETERMINISTIC, *STOCHASTIC)
+    if kind.endswith(("eps", "taylor", "0.5", "bh1", "as published", " 1", "1s"))
+)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import ALL_PROCESSES, ALL_SDES, MIXTURE, in_float64, mixture_flow, slope
-from menu import DETERMINISTIC, STOCHASTIC
+from menu import DETERMINISTIC, STOCHASTIC, VARIANTS
 
 from diffuse_jax import solvers, times
 from diffuse_jax.oracles import Gaussian, Mixture, moments, order_of
@@ -17,7 +17,19 @@ from diffuse_jax.solvers import Solver
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-every_sde = pytest.mark.parametrize("name", ["vp", "subvp", "ve", "edm"])
+
+def on_every_process(kinds: Any) -> Any:
+    """(name, kind), the variants on sub-VP and VE being slow proofs: `pytest -m slow tests/solvers`."""
+    return pytest.mark.parametrize(
+        ("name", "kind"),
+        [
+            pytest.param(name, kind, marks=pytest.mark.slow if kind in VARIANTS and name in ("subvp", "ve") else ())
+            for name in ("vp", "subvp", "ve", "edm")
+            for kind in kinds
+        ],
+    )
+
+
 # log_snr, from noise to data, of all that follows: nearer to its ends the flow of any data is straight, which flatters.
 NOISE, DATA = -4.0, 3.0
 
@@ -43,8 +55,7 @@ def adams_bashforth() -> Solver:
     return Solver(step=step, init=init, order=2, evaluations=1)
 
 
-@every_sde
-@pytest.mark.parametrize("kind", [*DETERMINISTIC, "users"])
+@on_every_process([*DETERMINISTIC, "users"])
 @in_float64
 def test_a_solver_of_the_flow_has_its_order_on_a_mixture(name: str, kind: str) -> None:
     solver = adams_bashforth() if kind == "users" else DETERMINISTIC[kind]
@@ -60,8 +71,7 @@ def test_a_solver_of_the_flow_has_its_order_on_a_mixture(name: str, kind: str) -
     assert abs(slope(counts, errors) - solver.order) < 0.2, errors
 
 
-@every_sde
-@pytest.mark.parametrize("kind", STOCHASTIC)
+@on_every_process(STOCHASTIC)
 @in_float64
 def test_a_stochastic_solver_has_its_weak_order_in_exact_moments(name: str, kind: str) -> None:
     found = order_of(STOCHASTIC[kind], ALL_SDES[name], counts=(128, 512), **ends(name))
