@@ -81,6 +81,7 @@ def entries() -> Iterator[Entry]:
         ("2302.04867", call(solvers.unipc, 3, start=1)),
         *(("2204.13902", call(solvers.deis, order)) for order in (1, 2, 3, 4)),
         ("2204.13902", call(solvers.deis, 3, start=1)),
+        ("2202.09778", call(solvers.ipndm)),
         *(("Dormand–Prince 5(4)", call(solvers.adaptive, tol, tol)) for tol in (1e-2, 1e-3)),
         ("Dormand–Prince 5(4)", call(solvers.adaptive)),
     ):
@@ -88,6 +89,7 @@ def entries() -> Iterator[Entry]:
     for source, made in (
         ("2011.13456", call(solvers.euler_maruyama)),
         ("2011.13456", call(solvers.euler_maruyama, 0.5)),
+        *(("2011.13456", call(solvers.euler_in_sigma, kappa)) for kappa in (1.0, 0.5)),
         ("2011.13456", call(solvers.reverse_diffusion)),
         ("2011.13456", call(solvers.ancestral)),
         ("2006.11239", call(solvers.ancestral, "beta")),
@@ -96,6 +98,8 @@ def entries() -> Iterator[Entry]:
         *(("2211.01095", call(solvers.sde_dpm_solver, order)) for order in (1, 2, 3)),
         ("2211.01095", call(solvers.sde_dpm_solver, 2, 0.5)),
         ("2211.01095", call(solvers.sde_dpm_solver, 2, form="taylor")),
+        ("2211.01095", call(solvers.sde_dpm_solver, 3, form="taylor", legacy=True)),
+        *(("2309.05019", call(solvers.sa_solver, order)) for order in (1, 2, 3)),
         *(("2211.01095", call(solvers.stochastic_runge_kutta, eta)) for eta in (1.0, 0.5)),
         *(
             ("2011.13456", call(solvers.predictor_corrector, predictor, corrector))
@@ -142,7 +146,7 @@ def orders(listed: list[Entry]) -> dict[str, float]:
             )
             found[entry.name] = order_of(solver, SDE, data, counts=counts, t_max=t_max, t_min=t_min).order
         elif solver.weak_order is not None:
-            found[entry.name] = order_of(solver, SDE, counts=(64, 256), t_max=t_max, t_min=t_min).order
+            found[entry.name] = order_of(solver, SDE, counts=(128, 512), t_max=t_max, t_min=t_min).order
     return found
 
 
