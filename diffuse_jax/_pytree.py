@@ -17,3 +17,10 @@ def static(**kwargs: Any) -> Any:
 def pytree(cls: type[T]) -> type[T]:
     """Makes `cls` a frozen dataclass whose fields are leaves or subtrees, except those marked `static()`."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@pytree
+class Static:
+    """A value bound to a function that a compilation depends on: compared by value, and never traced."""
+
+    value: Any = static()

@@ -167,8 +167,11 @@ def on_process(denoise: Denoiser, sde: SDE) -> OnProcess:
 
 
 def unbind(denoise: Denoiser, cond: Any = None) -> tuple[Denoiser, Any]:
-    """A denoiser and its condition apart, for what evaluates one sample at a time: `cond`, or else the bound one."""
-    bare: Any = denoise
-    while isinstance(bare, Conditioned):
-        bare, cond = bare.denoise, bare.cond if cond is None else cond
-    return bare, cond
+    """A denoiser and its condition apart, for what evaluates one sample at a time: `cond`, or else the bound one, also
+    where it is bound inside `on_process`."""
+    if isinstance(denoise, Conditioned):
+        return unbind(denoise.denoise, denoise.cond if cond is None else cond)
+    if isinstance(denoise, OnProcess):
+        bare, cond = unbind(denoise.denoise, cond)
+        return OnProcess(bare, denoise.sde), cond
+    return denoise, cond

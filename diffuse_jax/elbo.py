@@ -45,8 +45,9 @@ class ELBO(NamedTuple):
 def prior_kl(sde: SDE, x: Array, t: Any) -> Array:
     """KL(N(α·x, σ²) ‖ N(0, P²)) = ½[α²‖x‖²/P² + d·(σ²/P² − 1 − ln(σ²/P²))] at t, in nats (batch,); P is the process's
     prior_std."""
-    log_ratio = 2 * (sde.log_sigma(t) - jnp.log(sde.prior_std()))
-    square = jnp.sum(jnp.square(x * sde.alpha(t) / sde.prior_std()).reshape(x.shape[0], -1), axis=-1)
+    std = jnp.asarray(sde.prior_std(), x.dtype)
+    log_ratio = 2 * (sde.log_sigma(t) - jnp.log(std))
+    square = jnp.sum(jnp.square(x * sde.alpha(t) / std).reshape(x.shape[0], -1), axis=-1)
     return 0.5 * (square + _dims(x) * (jnp.expm1(log_ratio) - log_ratio))
 
 
@@ -86,20 +87,23 @@ def elbo(
     reconstruction: Reconstruction = gaussian_reconstruction,
     cond: Any = None,
     t_min: float | None = None,
-    noise: Callable[[Array, Any, Array], Noise] = keyed_noise,
+    draw: Callable[[Array, Any, Array], Noise] = keyed_noise,
 ) -> ELBO:
     """An unbiased estimate of the bound on log p of x (batch, …), by its terms, with each sample's randomness from its
     own of `keys` (batch,).
 
     `times` (n + 1,), decreasing, are the chain of L_T: `draws` noises for each of its steps. None is T → ∞: `draws`
-    evaluations at stratified uniform log-SNRs between t_min (the process's own where None) and the start of the
-    process's grids. `reconstruction` is `gaussian_reconstruction`, `discrete_reconstruction(levels, range)` or a
-    function of yours. `noise(keys, stream, x)` makes the draws: stream 0 for the reconstruction, stream j + 1 for
-    evaluation j. Raises ValueError where `draws` < 1, or t_min is given beside `times`, which end at their own.
+    evaluations at stratified uniform log-SNRs between t_min (the process's own where None, as for `log_prob`) and the
+    start of the process's grids. `reconstruction` is `gaussian_reconstruction`, `discrete_reconstruction(levels,
+    range)` or a function of yours. `draw(keys, stream, x)` makes the noise, independent for each stream: 0 for the
+    reconstruction, j + 1 for evaluation j. x is computed with in float32 at least. Raises ValueError where `draws` < 1,
+    or t_min is given beside `times`, which end at their own.
     """
     if draws < 1:
         raise ValueError(f"draws={draws}: at least 1 is needed")
     sde = denoise.sde
+    x = jnp.asarray(x)
+    x = x.astype(jnp.result_type(x, jnp.float32))
     if times is None:
         first, last = (jnp.asarray(t, x.dtype) for t in (sde.t_min if t_min is None else t_min, sde.t_start))
         t, weight = _uniform_log_snr(sde, keys, first, last, draws)
@@ -114,13 +118,13 @@ def elbo(
 
     def add(total: Array, evaluation: tuple[Array, Array, Array]) -> tuple[Array, None]:
         stream, t, weight = evaluation
-        eps = noise(keys, stream, x)(0)
+        eps = draw(keys, stream, x)(0)
         error = jnp.square(eps - denoise(sde.perturb(x, t, eps), t, cond).eps)
         return total + weight * jnp.sum(error.reshape(x.shape[0], -1), axis=-1), None
 
     evaluations = (jnp.arange(1, t.shape[0] + 1), t, weight)
     diffusion = jax.lax.scan(add, jnp.zeros(x.shape[0], x.dtype), evaluations)[0]
-    return ELBO(prior_kl(sde, x, last), diffusion, reconstruction(sde, x, noise(keys, 0, x)(0), first))
+    return ELBO(prior_kl(sde, x, last), diffusion, reconstruction(sde, x, draw(keys, 0, x)(0), first))
 
 
 def _uniform_log_snr(sde: SDE, keys: Array, first: Array, last: Array, draws: int) -> tuple[Array, Array]:

@@ -16,8 +16,7 @@ import numpy as np
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
-from diffuse_jax.solvers.adaptive import integrate
-from diffuse_jax.solvers.flow import velocity
+from diffuse_jax.solvers.adaptive import integrate, one_velocity
 
 __all__ = [
     "LogProb",
@@ -35,27 +34,31 @@ Trace = Callable[[Field, Array, Array | None], tuple[Array, Array]]
 
 
 class LogProb(NamedTuple):
-    """log p in nats, its standard error from the estimate of the trace, the flow's end x(T), and the evaluations that
-    each sample took; the latent (batch, …), the others (batch,).
+    """log p in nats, its standard error from the estimate of the trace, the flow's end x(T), the evaluations that each
+    sample took, and whether it met the bound on them before the end; the latent (batch, …), the others (batch,).
 
-    The error is 0 for an exact trace, and NaN for a single probe, which cannot tell.
+    The error is 0 for an exact trace, and NaN for a single probe, which cannot tell; all is NaN for an exhausted
+    sample.
     """
 
     log_prob: Array
     error: Array
     latent: Array
     evaluations: Array
+    exhausted: Array
 
 
 def exact_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Array]:
     """field(x) and its exact divergence (), at one sample x, from as many derivatives as x has entries; the probes are
     not used."""
     value, derivative = jax.linearize(field, x)
-    basis = jnp.eye(x.size, dtype=x.dtype)
-    diagonal = jax.lax.map(
-        lambda e: jnp.sum(e * derivative(e.reshape(x.shape)).ravel()), basis, batch_size=min(x.size, 64)
-    )
-    return value, jnp.sum(diagonal)
+    entries = jnp.arange(x.size)
+
+    def entry(i: Array) -> Array:
+        # The basis is made a vector at a time: all of it would be the square of a sample.
+        return derivative((entries == i).astype(x.dtype).reshape(x.shape)).ravel()[i]
+
+    return value, jnp.sum(jax.lax.map(entry, entries, batch_size=min(x.size, 64)))
 
 
 def hutchinson_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Array]:
@@ -94,41 +97,49 @@ def log_prob(
     keys: Array | None = None,
     probes: int = 1,
     cond: Any = None,
-    t_min: float = 1e-5,
+    t_min: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
-    max_steps: int = 4096,
+    max_evaluations: int = 25_000,
 ) -> LogProb:
-    """log p of x (batch, …), taken as draws of x(t_min), in nats.
+    """log p of x (batch, …), taken as draws of x(t_min), in nats; t_min is the process's own where None, as for `elbo`
+    and `encode`. Published likelihoods under VP, sub-VP and VE take 1e-5 (2011.13456, appendix C).
 
     `trace(field, x, v)` gives a field at one sample x (…) and its divergence: one number (), or an estimate for each of
     the probes v (k, …). `hutchinson_trace` and `gaussian_trace` need `keys` (batch,) (`sample_keys`), from which
     `probes` standard normal draws a sample are made; they are held fixed through the solve, as an adaptive solver
     requires, so that each gives an unbiased log p of its own and their spread the standard error. The first k of more
-    probes are the same. A sample that needs more than `max_steps` steps becomes NaN. Raises ValueError where keys are
-    missing, or for less than one probe.
+    probes are the same. A sample that needs more than `max_evaluations` (six a step, and one) becomes NaN and is marked
+    `exhausted`. x is computed with in float32 at least. Raises ValueError where keys are missing, for less than one
+    probe or 7 evaluations, and for a denoiser that cannot be called with one sample, because it holds arrays of several
+    that are no `cond`.
     """
     if probes < 1:
         raise ValueError(f"probes={probes}: at least 1 is needed, and 2 for a standard error")
+    if max_evaluations < 7:
+        raise ValueError(f"max_evaluations={max_evaluations} must be at least 7: one step takes that many")
+    x = jnp.asarray(x)
+    x = x.astype(jnp.result_type(x, jnp.float32))
     draw = None if keys is None else keyed_noise(keys, 0, x)
     v = None if draw is None else jax.vmap(draw, out_axes=1)(jnp.arange(probes))
     denoise, cond = unbind(denoise, cond)
     sde = denoise.sde
-    t, s = jnp.asarray(t_min, x.dtype), jnp.asarray(sde.t_start, x.dtype)
+    t, s = (jnp.asarray(time, x.dtype) for time in (sde.t_min if t_min is None else t_min, sde.t_start))
 
     def field(time: Array, y: tuple[Array, Array], args: tuple[Denoiser, Any, Array | None]) -> tuple[Array, Array]:
         one, one_cond, v = args
-        return trace(lambda point: velocity(one, point[None], time, one_cond)[0], y[0], v)
+        return trace(lambda point: one_velocity(one, point, time, one_cond), y[0], v)
 
     def solve(x: Array, v: Array | None, cond: Any) -> LogProb:
         args = (denoise, jax.tree.map(lambda leaf: leaf[None], cond), v)
         rates = jax.eval_shape(field, t, (x, None), args)[1]
-        end = integrate(
-            field, (x, jnp.zeros(rates.shape, x.dtype)), t, s, args, rtol=rtol, atol=atol, max_steps=max_steps
-        )
+        start = (x, jnp.zeros(rates.shape, x.dtype))
+        max_steps = (max_evaluations - 1) // 6
+        end = integrate(field, start, t, s, args, rtol=rtol, atol=atol, max_steps=max_steps)
         latent, gained = end.y
         error = jnp.zeros_like(gained) if gained.ndim == 0 else _standard_error(gained)
-        return LogProb(sde.prior_log_prob(latent[None])[0] + jnp.mean(gained), error, latent, end.evaluations)
+        nats = sde.prior_log_prob(latent[None])[0] + jnp.mean(gained)
+        return LogProb(nats, error, latent, end.evaluations, ~end.finished)
 
     return jax.vmap(solve)(x, v, cond)
 
@@ -186,6 +197,8 @@ def bits_per_dim(
         raise ValueError(
             f"draws={draws}: at least 1, and only 1 where dequantization=None says that x is drawn already"
         )
+    x = jnp.asarray(x)
+    x = x.astype(jnp.result_type(x, jnp.float32))
     uniform = functools.partial(jax.random.uniform, shape=x.shape[1:], dtype=x.dtype)
     options: dict[str, Any] = {"trace": hutchinson_trace, **solve}
 

@@ -7,6 +7,8 @@ table 2): that is n − 1 steps of a solver, and with `finish=denoise_once` the 
 goes to time 0.
 """
 
+import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -78,27 +80,52 @@ def cosine(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = N
 
 def noise_levels(sde: SDE, levels: Any) -> jax.Array:
     """The times (m,) at which σ/α has the given values (m,), decreasing and positive; a value that the process does not
-    reach gives the end of time nearest to it. ValueError for fewer than 2, or values that are not of that kind."""
+    reach gives the end of time nearest to it.
+
+    ValueError for fewer than 2, values that are not of that kind, or two that fall on one time, as two beyond the same
+    end do; traced levels are taken as they are, and those of a traced process may repeat.
+    """
     levels = _decreasing(levels, "levels")
-    return sde.inverse_log_snr(jnp.asarray(-2 * np.log(levels)))
+    if isinstance(levels, jax.Array):
+        return sde.inverse_log_snr(-2 * jnp.log(levels))
+    with jax.ensure_compile_time_eval():
+        times = sde.inverse_log_snr(jnp.asarray(-2 * np.log(levels)))
+        # Of the times themselves: what solvers divide by differences of.
+        reached, ends = sde.log_snr(times), jnp.exp(-0.5 * sde.log_snr(jnp.asarray([0.0, sde.T])))
+    if not isinstance(reached, jax.core.Tracer) and not all(a < b for a, b in itertools.pairwise(np.asarray(reached))):
+        low, high = np.asarray(ends)
+        raise ValueError(
+            f"levels={_shown(levels)} give a time twice, {_shown(np.asarray(times))}: σ/α of the process goes from "
+            f"{low:.4g} to {high:.4g}, and at most one level may lie beyond either end"
+        )
+    return times
 
 
 def explicit(sde: SDE, times: Any) -> jax.Array:
-    """The given times (m,) themselves. ValueError unless they are 2 or more, decrease, and lie in (0, T]."""
+    """The given times (m,) themselves. ValueError unless they are 2 or more, decrease, and lie in (0, T]; traced times
+    are taken as they are."""
     times = _decreasing(times, "times")
-    if times[0] > sde.T:
+    if not isinstance(times, jax.Array) and times[0] > sde.T:
         raise ValueError(f"times={_shown(times)} must lie in (0, {sde.T}], the times of the process")
     return jnp.asarray(times)
 
 
 def leading(sde: SDE, n: int, table: int | None = None, offset: int = 0) -> jax.Array:
     """Times (n,) of the entries (N//n)·k + offset for k = n − 1, …, 0 of a table of N = `table` times (DDIM's spacing,
-    2010.02502): the first is short of T by about a step, the last is entry `offset`, t_0 unless given.
+    2010.02502): the first is entry (N//n)·(n − 1) + offset, the last entry `offset`, t_0 unless given.
 
+    The first is short of T by a step where n divides N, and by more where it does not. For N/2 < n < N these are the
+    earliest n entries of the table, whose first is far from the prior: that warns (`trailing` and `linspace` reach T).
     `table` is the process's own N where it is one of a table, else 1000. ValueError unless 1 ≤ n ≤ N and the entries
     lie in the table.
     """
     size = _table_size(sde, n, table)
+    if size < 2 * n < 2 * size:
+        warnings.warn(
+            f"leading: n={n} of a table of {size} are its entries {offset} to {n - 1 + offset}, and leave out the end "
+            "of time, where sampling starts: take trailing or linspace, or an n that divides the table",
+            stacklevel=2,
+        )
     entries = size // n * np.arange(n)[::-1]
     if not 0 <= offset < size - entries[0]:
         raise ValueError(
@@ -155,7 +182,10 @@ def _between(start: float, stop: float, times: jax.Array) -> jax.Array:
     return jnp.concatenate([start_stop[:1], times[1:-1], start_stop[1:]])
 
 
-def _decreasing(values: Any, name: str) -> np.ndarray:
+def _decreasing(values: Any, name: str) -> Any:
+    """`values` in float64 NumPy, checked; a JAX array, unchecked, where they are traced."""
+    if any(isinstance(value, jax.core.Tracer) for value in jax.tree.leaves(values)):
+        return jnp.asarray(values)
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or array.size < 2 or not (np.all(np.diff(array) < 0) and array[-1] > 0):
         raise ValueError(f"{name}={_shown(array)} must be 2 or more positive numbers, each below the one before it")

@@ -70,3 +70,12 @@ def test_more_steps_refine_the_image_with_brownian_noise_and_draw_another_withou
     (coarse, keyed), (fine, _) = change
     # Halved steps divide the change by √2 at least; the median of 64 samples has an error of its own.
     assert coarse < 0.3 * keyed and fine < 0.85 * coarse
+
+
+def test_short_steps_draw_from_their_keys_and_stay_standard_normal() -> None:
+    """Of 1e-4 in log-SNR, and of nothing at all."""
+    keys, x = sample_keys(0, 0, 2000), jnp.zeros((2000, 1))
+    t = 0.5
+    for s in (float(VP.inverse_log_snr(VP.log_snr(t) + 1e-4)), t):
+        z = np.asarray(brownian_noise(keys, 7, x, Span(t, s, VP))(0))
+        np.testing.assert_array_equal(z, keyed_noise(keys, 7, x)(0))

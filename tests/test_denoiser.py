@@ -370,6 +370,9 @@ def test_a_denoiser_on_another_process_keeps_its_shape_and_its_condition() -> No
     bound = on_process(Conditioned(denoise, shift), EDM())
     chex.assert_trees_all_close(bound(x, 0.5), on_process(denoise, EDM())(x, 0.5, shift))
     chex.assert_trees_all_close(Conditioned(on_process(denoise, EDM()), shift)(x, 0.5), bound(x, 0.5))
+    assert unbind(bound) == (on_process(denoise, EDM()), shift)
+    outer = jnp.zeros((2, 3))
+    assert unbind(Conditioned(bound, outer))[1] is outer
 
 
 # --- oracles ----------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def given(eps: Any) -> Any:
 def expected(denoise: Any, x: Any = X, eps: Any = EPS, weights: Any = None, **options: Any) -> ELBO:
     """The expectations of the terms, by quadrature."""
     keys = sample_keys(0, 0, 1).repeat(x.shape[0])
-    terms = elbo(denoise, jnp.asarray(x), keys, noise=given(eps), **options)
+    terms = elbo(denoise, jnp.asarray(x), keys, draw=given(eps), **options)
     return ELBO(*(jnp.average(term, weights=weights) for term in terms))
 
 

@@ -20,7 +20,8 @@ from closed_forms import (
     marginal,
 )
 
-from diffuse_jax.denoiser import from_score
+from diffuse_jax.denoiser import Conditioned, from_score, on_process
+from diffuse_jax.elbo import elbo
 from diffuse_jax.likelihood import (
     bits_per_dim,
     dequantize,
@@ -32,6 +33,7 @@ from diffuse_jax.likelihood import (
 )
 from diffuse_jax.oracles import Gaussian, Mixture
 from diffuse_jax.sampling import keyed_noise, sample_keys
+from diffuse_jax.sde import VP
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -62,7 +64,7 @@ def test_a_full_gaussian_has_its_density_to_a_thousandth_of_a_nat_in_float32(nam
     """In 8 dimensions: the density of x(t_min) under the process's own prior, whatever a sample's batch-mates."""
     # EDM's time is σ itself: its first steps are long ones.
     tolerance = 1e-6 if name == "edm" else 1e-5
-    run = jax.jit(lambda x: log_prob(gaussian(name), x, rtol=tolerance, atol=tolerance))
+    run = jax.jit(lambda x: log_prob(gaussian(name), x, t_min=1e-5, rtol=tolerance, atol=tolerance))
     x = jnp.asarray(X, jnp.float32)
     found = run(x)
     expected, latent = flow_log_prob(name, X)
@@ -156,7 +158,7 @@ def test_each_probe_gives_a_log_prob_of_its_own_and_their_spread_the_error(trace
     probes held through the solve the estimates are log prior + vᵀ·G·v, and the error is their deviation over √k."""
     n, k = 256, 16
     keys, x = sample_keys(0, 0, n), jnp.broadcast_to(jnp.asarray(X[:1], jnp.float32), (n, 8))
-    found = jax.jit(lambda x, keys: log_prob(gaussian("vp"), x, trace=trace, keys=keys, probes=k))(x, keys)
+    found = jax.jit(lambda x, keys: log_prob(gaussian("vp"), x, trace=trace, t_min=1e-5, keys=keys, probes=k))(x, keys)
 
     (_, start), (_, end) = (marginal(PROCESSES["vp"], MEAN, COV, t) for t in (1e-5, 1.0))
     vectors = np.linalg.eigh(COV)[1]
@@ -184,7 +186,7 @@ def test_one_probe_is_held_through_the_solve_belongs_to_the_sample_and_tells_no_
         jax.debug.callback(lambda v: seen.append(tuple(np.asarray(v).ravel())), probes)
         return hutchinson_trace(field, x, probes)
 
-    run = jax.jit(lambda denoise, x, keys: log_prob(denoise, x, trace=spying, keys=keys))
+    run = jax.jit(lambda denoise, x, keys: log_prob(denoise, x, trace=spying, t_min=1e-5, keys=keys))
     x = jnp.asarray(X, jnp.float32)
     found = run(gaussian("vp"), x, sample_keys(0, 0, 4))
     jax.effects_barrier()
@@ -302,3 +304,60 @@ def test_a_condition_goes_to_each_samples_own_flow() -> None:
     found = jax.jit(lambda x, shift: log_prob(denoise, x, cond=shift).log_prob)(x, shift)
     expected = -0.5 * np.sum(np.square(x - shift), -1) - np.log(2 * np.pi)
     np.testing.assert_allclose(found, expected, atol=0.05)
+    # Also where it is bound inside the denoiser's own process; but arrays of several samples must be a condition.
+    inside = on_process(Conditioned(denoise, shift), VP(beta_max=10.0))
+    run = jax.jit(lambda denoise, x, cond: log_prob(denoise, x, cond=cond).log_prob)
+    np.testing.assert_allclose(run(inside, x, None), run(on_process(denoise, inside.sde), x, shift), rtol=1e-6)
+    hidden = from_score(SDES["vp"], lambda x, t: SDES["vp"].alpha(t) * shift - x)
+    with pytest.raises(ValueError, match="must be given as cond"):
+        log_prob(hidden, x)
+
+
+def test_the_start_is_the_processs_own_unless_given() -> None:
+    """Of data so narrow that the first noise widens them."""
+    x = jnp.asarray(MEAN[None], jnp.float32)
+    for name in ("edm", "ddpm"):
+        data, t_min = gaussian(name, 1e-5 * np.eye(8)), ALL_SDES[name].t_min
+        found = jax.jit(lambda data, x: log_prob(data, x, rtol=1e-6, atol=1e-6).log_prob)(data, x)
+        np.testing.assert_allclose(found, data.log_prob(x, t_min), atol=0.3)
+        assert data.log_prob(x, 1e-5) - data.log_prob(x, t_min) > 1
+
+
+def test_a_sample_that_meets_the_bound_on_evaluations_is_marked() -> None:
+    x = jnp.asarray(X[:2], jnp.float32)
+    found = jax.jit(lambda x: log_prob(gaussian("vp"), x, max_evaluations=14))(x)
+    assert np.all(found.exhausted) and np.all(np.isnan(found.log_prob)) and np.all(found.evaluations == 13)
+    assert not np.any(jax.jit(lambda x: log_prob(gaussian("vp"), x).exhausted)(x))
+    with pytest.raises(ValueError, match="max_evaluations=6 must be at least 7"):
+        log_prob(gaussian("vp"), x, max_evaluations=6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32])
+def test_lesser_numbers_are_computed_with_in_float32(dtype: Any) -> None:
+    x = jnp.asarray([[1, -1], [0, 2]], dtype)
+    denoise = Mixture(SDES["vp"], jnp.ones(1), jnp.zeros((1, 2)), jnp.ones(1))
+    run = jax.jit(lambda x: (log_prob(denoise, x).log_prob, elbo(denoise, x, sample_keys(0, 0, 2)).total))
+    found, expected = run(x), run(x.astype(jnp.float32))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_array_equal(a, b)
+
+
+@in_float64
+@pytest.mark.parametrize("name", ["vp", "ve", "edm"])
+def test_float32_stays_float32_beside_float64(name: str) -> None:
+    denoise = Mixture(
+        ALL_SDES[name], *(jnp.asarray(a, jnp.float32) for a in (np.ones(1), np.zeros((1, 2)), np.ones(1)))
+    )
+    x = jnp.ones((2, 2), jnp.float32)
+    found = jax.eval_shape(lambda x: (log_prob(denoise, x), elbo(denoise, x, sample_keys(0, 0, 2))), x)
+    likelihood, bound = found
+    for leaf in (likelihood.log_prob, likelihood.error, likelihood.latent, *bound):
+        assert leaf.dtype == jnp.float32
+
+
+def test_the_exact_trace_makes_no_square_of_a_sample() -> None:
+    x = jnp.linspace(-1.0, 1.0, 512)
+    run = jax.jit(lambda x: exact_trace(lambda y: y**3 + jnp.roll(y, 1), x, None)[1])
+    assert "512x512" not in run.lower(x).as_text()
+    np.testing.assert_allclose(run(x), 3 * np.sum(np.square(x)), rtol=1e-5)

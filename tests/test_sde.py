@@ -155,7 +155,7 @@ def test_a_process_is_its_restatement_in_float32_at_both_ends_of_time(name: str)
 def test_drift_and_diffusion_integrate_to_the_marginals(name: str) -> None:
     """d log α/dt = f and d(σ²/α²)/dt = g²/α², by Gauss–Legendre quadrature on every thousandth of time."""
     sde = ALL_SDES[name]
-    edges = np.arange(1, 1001 if sde.t_max is None else 991) / 1000 * sde.T
+    edges = np.arange(1, 1001 if sde.t_start == sde.T else 991) / 1000 * sde.T
     nodes, weights = np.polynomial.legendre.leggauss(8)
     widths = np.diff(edges)[:, None]
     t = edges[:-1, None] + widths * (nodes + 1) / 2
@@ -506,3 +506,19 @@ def test_a_table_that_is_none_is_refused(make: Any, message: str) -> None:
         make()
     with pytest.raises(TypeError, match="needs its table"):
         DiscreteVP()
+
+
+@pytest.mark.parametrize("make", [Cosine, RectifiedFlow])
+def test_a_process_that_ends_in_noise_has_its_default_ends_in_proportion_to_T(make: Any) -> None:
+    one, thousand = make(), make(T=1000.0)
+    assert (one.t_start, one.t_min) == (0.995, 1e-3) and (thousand.t_start, thousand.t_min) == (995.0, 1.0)
+    np.testing.assert_allclose(thousand.log_snr(thousand.t_start), one.log_snr(one.t_start), rtol=1e-4)
+    given = make(T=1000.0, t_min=5.0, t_max=900.0)
+    assert (given.t_start, given.t_min) == (900.0, 5.0) and jax.tree.map(lambda leaf: leaf, given) == given
+    assert dataclasses.replace(one, T=10.0).t_start == 9.95
+
+
+@in_float64
+@pytest.mark.parametrize("name", ["vp", "subvp", "ve", "cosine", "edm", "flow"])
+def test_the_density_of_the_prior_keeps_the_precision_of_its_argument(name: str) -> None:
+    assert ALL_SDES[name].prior_log_prob(jnp.ones((2, 3), jnp.float32)).dtype == jnp.float32

@@ -1,5 +1,6 @@
 """Grids of times: their ends, their spacing, and what they refuse."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from closed_forms import ALL_PROCESSES, ALL_SDES, SDES, in_float64
 
 from diffuse_jax import times
-from diffuse_jax.sde import VE, VP, DiscreteVP, linear_betas
+from diffuse_jax.sde import VE, VP, DiscreteVP, from_beta, linear_betas
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 every_sde = pytest.mark.parametrize("name", ALL_SDES)
@@ -123,7 +124,16 @@ def test_a_table_is_read_at_its_own_entries() -> None:
     assert entries(times.linspace(sde, 4, table=10), 10) == [9, 6, 3, 0]
     for grid in TABLES.values():
         np.testing.assert_array_equal(grid(sde, 50), sde.table_times()[::-1])
-        assert all(len(set(entries(grid(sde, n), 50))) == n for n in (1, 7, 33, 49))
+        assert all(len(set(entries(grid(sde, n), 50))) == n for n in (1, 7, 25))
+
+
+def test_leading_warns_where_it_leaves_out_most_of_the_table() -> None:
+    with pytest.warns(UserWarning, match="n=600 of a table of 1000 are its entries 0 to 599"):
+        t = times.leading(VP(), 600)
+    assert entries(t) == list(range(599, -1, -1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(entries(times.leading(VP(), n))[0] == first for n, first in ((1000, 999), (500, 998), (300, 897)))
 
 
 # --- times of one's own -----------------------------------------------------------------------------------------------
@@ -136,6 +146,34 @@ def test_noise_levels_are_reached_at_their_times() -> None:
         process = ALL_PROCESSES[name]
         np.testing.assert_allclose(process.sigma(t) / process.alpha(t), levels, rtol=2e-5)
     np.testing.assert_allclose(times.explicit(VP(), (1.0, 0.5, 0.1)), [1.0, 0.5, 0.1])
+
+
+def test_times_of_traced_numbers_are_those_of_known_ones() -> None:
+    levels, own = jnp.asarray([20.0, 1.0, 0.05]), jnp.asarray([1.0, 0.5, 0.1])
+    found = jax.jit(lambda sde, levels, own: (times.noise_levels(sde, levels), times.explicit(sde, own)))(
+        VP(), levels, own
+    )
+    np.testing.assert_allclose(found[0], times.noise_levels(VP(), levels), rtol=1e-5)
+    np.testing.assert_array_equal(found[1], own)
+
+
+@pytest.mark.parametrize("name", ["vp", "cosine", "ve", "edm", "ddpm"])
+def test_levels_that_fall_on_one_time_are_refused_with_the_range_of_the_process(name: str) -> None:
+    sde = ALL_SDES[name]
+    top = float(jnp.exp(-0.5 * sde.log_snr(sde.T)))
+    once = times.noise_levels(sde, [2 * top, 0.5, 0.3])
+    np.testing.assert_allclose(once[0], sde.T, rtol=1e-6)
+    assert np.all(np.diff(once) < 0)
+    for levels in ([3 * top, 2 * top, 0.5], [0.5, 1e-30, 1e-31] if name != "edm" else [2 * top, 1.5 * top]):
+        for make in (times.noise_levels, lambda sde, levels: jax.jit(lambda: times.noise_levels(sde, levels))()):
+            with pytest.raises(ValueError, match=r"give a time twice.*σ/α of the process goes from"):
+                make(sde, levels)
+
+
+def test_levels_beyond_an_end_are_refused_where_the_time_is_bisected() -> None:
+    sde = from_beta(lambda t: 0.1 + 19.9 * t)
+    with pytest.raises(ValueError, match="give a time twice"):
+        jax.jit(lambda: times.noise_levels(sde, [1e6, 1e5, 0.5]))()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 SOLVERS = {
     "heun": solvers.heun(),
     "sde-dpm 2m": solvers.sde_dpm_solver(2),
-    "pc": solvers.predictor_corrector(solvers.dpm_solver_multi(3), solvers.langevin(0.1)),
+    "pc": solvers.predictor_corrector(solvers.dpm_solver_multi(3, start=1), solvers.langevin(0.1)),
 }
 
 
@@ -117,3 +117,28 @@ def test_solvers_in_log_snr_do_not_know_the_process() -> None:
 
     for on_vp, on_edm in draw():
         np.testing.assert_allclose(on_vp, on_edm, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        solvers.sde_dpm_solver(2, 0.0),
+        solvers.stochastic_runge_kutta(0.0),
+        solvers.edm(10.0, 0.05, 1.0),
+        solvers.unipc(2, "bh1", start=2),
+        solvers.ddim(0.5),
+    ],
+    ids=["sde-dpm without noise", "runge-kutta without noise", "churn in a window", "bh1", "ddim"],
+)
+def test_gradients_by_times_are_finite_where_a_square_root_or_a_length_is_nothing(solver: Any) -> None:
+    """On a grid that repeats its first time, too."""
+    data, keys = Gaussian(VP(), jnp.ones(2), 0.3 * jnp.eye(2)), sample_keys(0, 0, 2)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(grid: Any) -> Any:
+        return jnp.sum(jnp.square(sample(keys, data, solver, grid)))
+
+    value, slope = loss(jnp.asarray([1.0, 0.8, 0.5, 0.2]))
+    assert np.isfinite(value) and np.all(np.isfinite(slope))
+    assert np.isfinite(loss(jnp.asarray([1.0, 0.8, 0.8, 0.2]))[0])

@@ -56,7 +56,7 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         "frechet_samples": n,
         "frechet_heldout": reference,
         "solver": run.experiment.plan.name,
-        "steps": config.sampling.steps,
+        "steps": len(run.experiment.plan.times) - 1,
         "evaluations": float(drawn.evaluations.mean()),
         "seed": args.seed,
     }

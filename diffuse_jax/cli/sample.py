@@ -34,7 +34,7 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     facts = {
         "checkpoint": run.step,
         "solver": run.experiment.plan.name,
-        "steps": config.steps,
+        "steps": len(run.experiment.plan.times) - 1,
         "evaluations": float(drawn.evaluations.mean()),
         "largest_evaluations": float(drawn.evaluations.max()),
         "seed": args.seed,

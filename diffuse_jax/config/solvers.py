@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffuse_jax import sampling, solvers, times
@@ -45,6 +46,11 @@ CORRECTORS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
     "batch_langevin": lambda c: solvers.langevin(c.snr, c.corrector_steps, norm="batch"),
     "annealed_langevin": lambda c: _annealed_langevin(c),
 }
+#: The solvers that read a field which is empty unless given.
+_READ_BY = {
+    "order": ("dpm_solver_single", "dpm_solver_multi", "sde_dpm_solver", "sa_solver", "unipc", "deis", "ipndm"),
+    "eta": ("ddim", "sde_dpm_solver", "sa_solver", "stochastic_runge_kutta"),
+}
 _SHORT = {"pc": "reverse_diffusion+langevin"}
 #: Grids of `steps` steps down to t_min, and those that give `steps` times of a table or the times themselves.
 _GRIDS: dict[str, Callable[[SDE, ConfigDict], jax.Array]] = {
@@ -58,6 +64,7 @@ _GRIDS: dict[str, Callable[[SDE, ConfigDict], jax.Array]] = {
     "linspace": lambda sde, c: times.linspace(sde, c.steps),
     "explicit": lambda sde, c: times.explicit(sde, _times(c)),
 }
+_OF_TIMES = ("leading", "trailing", "linspace", "explicit")
 _FINISHES = {"mean": sampling.last_mean, "denoise": sampling.denoise_once, "state": sampling.last_state}
 _NOISES: dict[str, sampling.NoiseSource] = {"keyed": sampling.keyed_noise, "brownian": sampling.brownian_noise}
 
@@ -94,12 +101,22 @@ def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
         raise ConfigError(f"config.sampling.steps={config.steps} must be at least 1")
     if config.corrector_steps < 1:
         raise ConfigError(f"config.sampling.corrector_steps={config.corrector_steps} must be at least 1")
+    for field, readers in _READ_BY.items():
+        if config[field] is not None and predictor in SOLVERS and predictor not in readers:
+            raise ConfigError(
+                f"config.sampling.{field}={config[field]} is not read by {predictor}, but by {', '.join(readers)}"
+            )
+    if config.t_min is not None and config.grid in _OF_TIMES:
+        raise ConfigError(f"config.sampling.t_min={config.t_min} is not read by config.sampling.grid={config.grid!r}")
     make_solver, make_grid = choose(SOLVERS, predictor, "sampling.solver"), choose(_GRIDS, config.grid, "sampling.grid")
     try:
         solver = make_solver(config)
         if plus:
             solver = solvers.predictor_corrector(solver, choose(CORRECTORS, corrector, "sampling.solver")(config))
         grid = make_grid(sde, config)
+        if name == "annealed_langevin":
+            # It moves x at the times from which steps begin: the last one too.
+            grid = jnp.append(grid, grid[-1])
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:

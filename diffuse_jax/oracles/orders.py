@@ -38,6 +38,7 @@ def order_of(
     t_max: float | None = None,
     t_min: float | None = None,
     grid: Callable[..., Array] = grids.log_snr,
+    draws: int | None = None,
 ) -> Order:
     """The order of `solver` on `sde` between t_max and t_min (the process's own where None), on grids of `counts`
     steps.
@@ -48,16 +49,25 @@ def order_of(
     points, against the adaptive solver; for deterministic solvers, and the harder test of them, because it is not
     linear. Enable 64-bit floats (`jax.enable_x64`): in 32 bits rounding hides an order above 1.
 
-    Raises ValueError for fewer than two counts.
+    `draws` as in `moments`. Raises ValueError for fewer than two counts, data of another process, a solver with noise
+    on data that are not Gaussian, and one that chooses its own steps.
     """
     if len(counts) < 2:
         raise ValueError(f"order_of: counts={tuple(counts)} must name at least two numbers of steps")
     # Two variances, so that an error that changes its sign at one of them is not taken for a small one.
     data = Gaussian(sde, jnp.asarray([0.7, -0.4]), jnp.diag(jnp.asarray([0.3, 2.0]))) if data is None else data
+    if not _equal(data.sde, sde):
+        raise ValueError(f"order_of: data are of the process {data.sde}, not of sde={sde}")
+    if solver.count is not None:
+        raise ValueError("order_of: the solver counts its own evaluations: it has no order in the steps of a grid")
+    if not isinstance(data, Gaussian) and solver.weak_order is not None:
+        raise ValueError(
+            "order_of: a solver with noise is measured in moments, which are exact on oracles.Gaussian alone"
+        )
     grid_of = [grid(sde, n, t_min=t_min, t_max=t_max) for n in counts]
     ends = grid_of[0][jnp.asarray([0, -1])]
     if isinstance(data, Gaussian):
-        run, exact = jax.jit(lambda times: moments(solver, data, times)), data.marginal(ends[1])
+        run, exact = jax.jit(lambda times: moments(solver, data, times, draws)), data.marginal(ends[1])
     else:
         x = _points(data, ends[0])
         run = jax.jit(lambda times: solve(None, data, solver, times, x).x)
@@ -66,13 +76,14 @@ def order_of(
     return Order(-float(np.polyfit(np.log(counts), np.log(errors), 1)[0]), tuple(counts), errors)
 
 
-def moments(solver: Solver, data: Gaussian, times: Array, *, draws: int = 8) -> tuple[Array, Array]:
+def moments(solver: Solver, data: Gaussian, times: Array, draws: int | None = None) -> tuple[Array, Array]:
     """Mean (d,) and covariance (d, d) of x(times[-1]) under `solver`, exactly, from the law of the data at times[0].
 
     What a solver remembers in the shape of x counts as affine in x; the rest of its memory as independent of it, which
-    leaves out step sizes that look at the state (Langevin by batch norms, the adaptive solver). A step may take up to
-    `draws` normal draws.
+    leaves out step sizes that look at the state (Langevin by batch norms, the adaptive solver). A step takes up to
+    `draws` normal draws, two an evaluation and two more where None; the mean of one that takes more is NaN.
     """
+    draws = 2 * (solver.evaluations or 3) + 2 if draws is None else draws
     mean, cov = data.marginal(times[0])
     d = mean.shape[0]
 
@@ -81,7 +92,11 @@ def moments(solver: Solver, data: Gaussian, times: Array, *, draws: int = 8) -> 
 
     def advance(state: tuple[Array, Any], z: Array, t: Array, s: Array) -> tuple[Array, Any]:
         x, memory = state
-        x, _, memory = solver.step(lambda i: z[i][None], x, memory, t, s, data)
+
+        def noise(i: Any) -> Array:
+            return jnp.where(i < draws, z[jnp.minimum(i, draws - 1)], jnp.nan)[None]
+
+        x, _, memory = solver.step(noise, x, memory, t, s, data)
         return x, memory
 
     def split(state: Any) -> tuple[Array, Callable[[Array], Any]]:
@@ -114,6 +129,11 @@ def moments(solver: Solver, data: Gaussian, times: Array, *, draws: int = 8) -> 
     return state[0][0], cov[:d, :d]
 
 
+def _equal(a: Any, b: Any) -> bool:
+    first: Any = jax.tree.structure(a)
+    return bool(first == jax.tree.structure(b)) and all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
 def _points(data: Any, t: Array) -> Array:
     """Eight fixed points, spread as x(t) is for data of unit size."""
     spread = jnp.sqrt(jnp.square(data.sde.alpha(t)) + jnp.square(data.sde.sigma(t)))
@@ -122,6 +142,5 @@ def _points(data: Any, t: Array) -> Array:
 
 
 def _distance(found: Any, exact: Any) -> float:
-    return max(
-        float(jnp.max(jnp.abs(a - b))) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True)
-    )
+    differences = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), found, exact)
+    return float(jnp.max(jnp.stack(jax.tree.leaves(differences))))

@@ -152,7 +152,7 @@ class SDE:
     def prior_log_prob(self, z: Array) -> Array:
         """Log density of the prior at z (batch, …), in nats, shape (batch,)."""
         dims = int(np.prod(z.shape[1:]))
-        std = self.prior_std()
+        std = jnp.asarray(self.prior_std(), z.dtype)
         square = jnp.sum(jnp.square(z / std).reshape(z.shape[0], -1), axis=-1)
         return -0.5 * (dims * jnp.log(2 * jnp.pi) + square) - dims * jnp.log(std)
 
@@ -173,4 +173,4 @@ class VariancePreserving(SDE):
         return -self.f(t) * jnp.exp(2 * self.log_alpha(t) - self.log_sigma(t))
 
     def prior_std(self) -> Array:
-        return jnp.ones(())
+        return jnp.asarray(1.0)  # weakly typed: it takes the precision of what it scales

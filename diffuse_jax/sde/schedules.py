@@ -5,7 +5,7 @@
     RectifiedFlow   α = 1 − t/T,        σ = t/T                                        (2209.03003, §2.1)
 
 The first and the last reach α(T) = 0, where log-SNR is −∞. Their α is floored at the spacing of floating-point numbers
-at 1, which keeps everything finite at T, and their grids start at t_max = 0.995.
+at 1, which keeps everything finite at T, and their grids start at 0.995·T and end at 10⁻³·T unless told otherwise.
 """
 
 from typing import Any
@@ -24,12 +24,28 @@ def _floored(alpha: Array) -> Array:
 
 
 @pytree
-class Cosine(VariancePreserving):
+class _EndsInNoise(SDE):
+    """What the processes with α(T) = 0 share: as functions of t/T they are the same for every T, and so are the default
+    ends of their grids, 0.995·T where `t_max` is None, and 10⁻³·T for a `t_min` that is not given."""
+
+    t_min: float = static(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.t_min is None:
+            object.__setattr__(self, "t_min", 1e-3 * self.T)
+
+    @property
+    def t_start(self) -> float:
+        """`t_max`, or 0.995·T where it is None."""
+        return 0.995 * self.T if self.t_max is None else self.t_max
+
+
+@pytree
+class Cosine(_EndsInNoise, VariancePreserving):
     """Nichol and Dhariwal's cosine schedule in continuous time (2102.09672, eq. 17), with its offset `s`; without their
     clipping of β, which exists for steps only."""
 
     s: Any = 0.008
-    t_max: float | None = static(default=0.995, kw_only=True)
 
     def _scale(self) -> Any:
         """dθ/dt·T."""
@@ -112,11 +128,9 @@ class EDM(SDE):
 
 
 @pytree
-class RectifiedFlow(SDE):
+class RectifiedFlow(_EndsInNoise):
     """The straight line from data to noise (Liu et al., 2209.03003): α = 1 − t/T and σ = t/T, prior N(0, I). Its
     probability flow moves at the rate (eps − x0)/T."""
-
-    t_max: float | None = static(default=0.995, kw_only=True)
 
     def alpha(self, t: Any) -> Array:
         return _floored(1 - floating(t) / self.T)
@@ -146,4 +160,4 @@ class RectifiedFlow(SDE):
         return jnp.full_like(floating(t), 1 / self.T)
 
     def prior_std(self) -> Array:
-        return jnp.ones(())
+        return jnp.asarray(1.0)

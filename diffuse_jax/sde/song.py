@@ -39,7 +39,7 @@ class _LinearBeta(SDE):
         return -0.5 * self.beta(t)
 
     def prior_std(self) -> Array:
-        return jnp.ones(())
+        return jnp.asarray(1.0)
 
 
 @pytree

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from diffuse_jax._pytree import pytree, static
+from diffuse_jax._pytree import Static
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.base import Noise, Solver
@@ -76,17 +76,19 @@ def transport(
     max_evaluations: int = 25_000,
 ) -> Transported:
     """Takes x (batch, …) along the probability flow from time t to time s, up or down, each sample to its own
-    tolerance, so that none depends on its batch-mates; differentiable.
+    tolerance, so that none depends on its batch-mates; differentiable in reverse mode.
 
-    Raises ValueError for a bound of fewer than 7 evaluations, which one step takes.
+    Raises ValueError for a bound of fewer than 7 evaluations, which one step takes, and for a denoiser that cannot be
+    called with one sample.
     """
     _check(max_evaluations)
     denoise, cond = unbind(denoise, cond)
+    x = x.astype(jnp.result_type(x, jnp.float32))
     t, s = jnp.asarray(t, x.dtype), jnp.asarray(s, x.dtype)
 
     def field(time: Array, y: Array, args: tuple[Denoiser, Any]) -> Array:
         one, one_cond = args
-        return velocity(one, y[None], time, one_cond)[0]
+        return one_velocity(one, y, time, one_cond)
 
     def solve(y: Array, cond: Any) -> Integrated:
         args = (denoise, jax.tree.map(lambda leaf: leaf[None], cond))
@@ -94,6 +96,17 @@ def transport(
 
     end = jax.vmap(solve)(x, cond)
     return Transported(end.y, end.evaluations, ~end.finished)
+
+
+def one_velocity(denoise: Denoiser, y: Array, t: Array, cond: Any) -> Array:
+    """The velocity of one sample y (…). Raises ValueError where the denoiser holds arrays of other samples."""
+    rate = velocity(denoise, y[None], t, cond)
+    if rate.shape != (1, *y.shape):
+        raise ValueError(
+            f"a denoiser called with one sample of shape {y.shape} gave shape {rate.shape}: what belongs to each "
+            "sample must be given as cond, and not be held by the denoiser"
+        )
+    return rate[0]
 
 
 class AdaptiveMemory(NamedTuple):
@@ -107,7 +120,7 @@ def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_evaluations: int = 25_0
     """`transport` over each interval of the grid; up the grid too, from data to latents. A sample that meets the bound
     in an interval becomes NaN and is marked in the memory (`AdaptiveMemory`)."""
     _check(max_evaluations)
-    return Solver(step=Partial(_adaptive, _Limit(max_evaluations), rtol, atol), init=_nothing_yet, count=_evaluations)
+    return Solver(step=Partial(_adaptive, Static(max_evaluations), rtol, atol), init=_nothing_yet, count=_evaluations)
 
 
 def _check(max_evaluations: int) -> None:
@@ -123,15 +136,8 @@ def _evaluations(memory: AdaptiveMemory) -> Array:
     return memory.evaluations
 
 
-@pytree
-class _Limit:
-    """What a compilation depends on, compared by value."""
-
-    max_evaluations: int = static()
-
-
 def _adaptive(
-    limit: _Limit,
+    limit: Static,
     rtol: Array,
     atol: Array,
     noise: Noise,
@@ -141,6 +147,6 @@ def _adaptive(
     s: Array,
     denoise: Denoiser,
 ) -> tuple[Array, Array, AdaptiveMemory]:
-    end = transport(denoise, x, t, s, rtol=rtol, atol=atol, max_evaluations=limit.max_evaluations)
+    end = transport(denoise, x, t, s, rtol=rtol, atol=atol, max_evaluations=limit.value)
     memory = AdaptiveMemory(memory.evaluations + end.evaluations, memory.exhausted | end.exhausted)
     return end.x, end.x, memory

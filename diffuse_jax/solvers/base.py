@@ -50,26 +50,35 @@ class Solver:
 
 def predictor_corrector(predictor: Solver, corrector: Solver) -> Solver:
     """At every step the corrector at t, then the predictor from t to s: the order of score_sde's sampler (2011.13456,
-    algorithm 1 has the predictor first). x_mean is the predictor's. The two draw from separate streams of noise."""
+    algorithm 1 has the predictor first). x_mean is the predictor's. The two draw from separate streams of noise.
 
+    Raises ValueError for a predictor whose `init` evaluates: its start would not see what the corrector does first.
+    """
+    if predictor.start_evaluations:
+        raise ValueError(
+            f"predictor_corrector: the predictor begins with {predictor.start_evaluations} evaluations, before the "
+            "corrector has moved x: give a multistep predictor start=1"
+        )
     stated = [solver.evaluations for solver in (predictor, corrector) if solver.count is None]
     return Solver(
         step=Partial(_predictor_corrector_step, predictor, corrector),
         init=Partial(_predictor_corrector_init, predictor, corrector),
         evaluations=None if None in stated else sum(n for n in stated if n is not None),
-        start_evaluations=predictor.start_evaluations + corrector.start_evaluations,
-        count=None if predictor.count is None else _PredictorCount(predictor.count),
+        start_evaluations=corrector.start_evaluations,
+        count=None if predictor.count is corrector.count is None else _BothCounts(predictor.count, corrector.count),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _PredictorCount:
-    """A predictor's own count, read off the memory of the pair; compared by value."""
+class _BothCounts:
+    """What a predictor and a corrector count for themselves, read off the memory of the pair; compared by value."""
 
-    count: Callable[[Any], Array]
+    predictor: Callable[[Any], Array] | None
+    corrector: Callable[[Any], Array] | None
 
-    def __call__(self, memory: tuple[Any, Any]) -> Array:
-        return self.count(memory[0])
+    def __call__(self, memory: tuple[Any, Any]) -> Any:
+        both = zip((self.predictor, self.corrector), memory, strict=True)
+        return sum(count(its_own) for count, its_own in both if count is not None)
 
 
 def _predictor_corrector_init(

@@ -20,7 +20,17 @@ from diffuse_jax._pytree import pytree
 from diffuse_jax.denoiser import Denoised
 from diffuse_jax.sde import SDE, Array
 
-__all__ = ["Data", "Interval", "Kernel", "Noise", "SigmaRatio", "integrate_through", "phi", "sigma_ratio"]
+__all__ = [
+    "DataKernel",
+    "Interval",
+    "Kernel",
+    "NoiseKernel",
+    "SigmaRatioKernel",
+    "integrate_through",
+    "phi",
+    "root",
+    "sigma_ratio",
+]
 
 ORDERS = 4
 
@@ -48,9 +58,9 @@ class Kernel(Protocol):
 
 
 def phi(k: int, z: Array) -> Array:
-    """φ_k(z) = ∫₀¹ e^{(1−θ)z} θ^{k−1}/(k−1)! dθ for k ≥ 1, to rounding: φ_1 = (e^z − 1)/z, φ_{k+1} = (φ_k − 1/k!)/z.
+    """φ_k(z) = ∫₀¹ e^{(1−θ)z} θ^{k−1}/(k−1)! dθ for k ≥ 1, to a few roundings.
 
-    Below |z| = 1, where the recursion cancels, its series.
+    φ_1 = (e^z − 1)/z, φ_{k+1} = (φ_k − 1/k!)/z; below |z| = 1, where the recursion cancels, the series.
     """
     small = jnp.abs(z) < 1
     far = jnp.where(small, 1.0, z)
@@ -78,13 +88,19 @@ def _exponential_moments(scale: Array, rate: Any, h: Array) -> tuple[Array, ...]
     return tuple(scale * math.factorial(k) * h ** (k + 1) * phi(k + 1, -rate * h) for k in range(ORDERS))
 
 
+def root(square: Array) -> Array:
+    """√square, 0 below 0, with derivative 0 where it is 0 and not infinity."""
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
 def sigma_ratio(sde: SDE, t: Any) -> Array:
     """σ̃ = σ/α."""
     return jnp.exp(-0.5 * sde.log_snr(t))
 
 
 @pytree
-class Data:
+class DataKernel:
     """y = x0 in the clock λ: the probability flow where η is None, the reverse SDE at η = 1."""
 
     eta: Any = None
@@ -104,11 +120,11 @@ class Data:
 
     def std(self, sde: SDE, t: Any, s: Any) -> Array:
         h = self.clock(sde, s) - self.clock(sde, t)
-        return sde.sigma(s) * jnp.sqrt(-jnp.expm1(-2 * self.eta * h))
+        return sde.sigma(s) * root(-jnp.expm1(-2 * self.eta * h))
 
 
 @pytree
-class Noise:
+class NoiseKernel:
     """y = eps in the clock λ, without noise."""
 
     clock = staticmethod(_half_log_snr)
@@ -124,7 +140,7 @@ class Noise:
 
 
 @pytree
-class SigmaRatio:
+class SigmaRatioKernel:
     """y = eps in the clock σ̃ = σ/α, without noise."""
 
     clock = staticmethod(sigma_ratio)
@@ -164,4 +180,6 @@ def integrate_through(
 
 
 def _divided(difference: Array, by: Array, known: Any) -> Array:
-    return difference * jnp.where(known, 1 / jnp.where(known, by, 1.0), 0.0)
+    # Where a grid repeats a time, the two nodes are one.
+    there = known & (by != 0)
+    return difference * jnp.where(there, 1 / jnp.where(there, by, 1.0), 0.0)

@@ -5,6 +5,7 @@ it.
 and no derivative: the left-point rule is DDIM, the trapezoid is Heun.
 """
 
+from numbers import Real
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.tree_util import Partial
 from diffuse_jax.denoiser import Denoised, Denoiser
 from diffuse_jax.sde import Array, expand
 from diffuse_jax.solvers.base import Noise, Solver
-from diffuse_jax.solvers.exponential import sigma_ratio
+from diffuse_jax.solvers.exponential import root, sigma_ratio
 
 __all__ = ["ddim", "edm", "heun", "velocity"]
 
@@ -21,9 +22,12 @@ __all__ = ["ddim", "edm", "heun", "velocity"]
 def ddim(eta: float = 0.0) -> Solver:
     """x_s = α_s·x0 + √(σ_s² − ς²)·eps + ς·z with ς = η·σ_s·√(1 − (α_t·σ_s/(α_s·σ_t))²) (2010.02502, eq. 12 and 16).
 
-    η = 0 is the first-order solver of the flow, exact in one step for a point mass; η = 1 is ancestral sampling.
+    η = 0 is the first-order solver of the flow, exact in one step for a point mass; η = 1 is ancestral sampling. Raises
+    ValueError for η outside of [0, 1].
     """
-    if isinstance(eta, int | float) and eta == 0:
+    if isinstance(eta, Real) and not 0 <= eta <= 1:
+        raise ValueError(f"ddim: eta={eta} must lie in [0, 1]")
+    if isinstance(eta, Real) and eta == 0:
         return Solver(step=_ddim_without_noise, order=1, evaluations=1)
     return Solver(step=Partial(_ddim, eta), weak_order=1, evaluations=1)
 
@@ -41,11 +45,10 @@ def _ddim(
 ) -> tuple[Array, Array, tuple[()]]:
     sde = denoise.sde
     x0, eps = denoise(x, t)
-    share = -jnp.square(eta) * jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
-    x_mean = sde.alpha(s) * x0 + sde.sigma(s) * jnp.sqrt(1 - share) * eps
-    # η·√(…), not √(η²·…): the square root has no derivative at η = 0.
-    std = eta * sde.sigma(s) * jnp.sqrt(-jnp.expm1(sde.log_snr(t) - sde.log_snr(s)))
-    return x_mean + std * noise(0), x_mean, memory
+    tau = -jnp.expm1(sde.log_snr(t) - sde.log_snr(s))
+    x_mean = sde.alpha(s) * x0 + sde.sigma(s) * root(1 - jnp.square(eta) * tau) * eps
+    # η·√τ, not √(η²·τ): the square root has no derivative at η = 0.
+    return x_mean + eta * sde.sigma(s) * root(tau) * noise(0), x_mean, memory
 
 
 def heun() -> Solver:
@@ -72,18 +75,18 @@ def edm(
     churn: float = 0.0, churn_min: float = 0.0, churn_max: float = float("inf"), noise_scale: float = 1.0
 ) -> Solver:
     """EDM's sampler (2206.00364, algorithm 2) in x/α and σ̃ = σ/α, so on any process: where churn_min ≤ σ̃_t ≤ churn_max
-    noise of scale `noise_scale` first raises σ̃_t to σ̂ = (1 + γ)·σ̃_t, γ = min(churn/N, √2 − 1) for N + 1 levels of the
-    grid and the level 0 after it, then Heun's step from σ̂ to σ̃_s by d(x/α) = eps·dσ̃.
+    noise of scale `noise_scale` first raises σ̃_t to σ̂ = (1 + γ)·σ̃_t, γ = min(churn/N, √2 − 1), N being the number of
+    times in the grid; then Heun's step from σ̂ to σ̃_s by d(x/α) = eps·dσ̃.
 
     EDM's last step, from the grid's last level to σ̃ = 0, is `finish=denoise_once`, which adds no churn at that level.
     Order 2 without churn, weak order 2 with it: churn is exact in law where noise_scale = 1. σ̂ stays at or below σ̃ at
     T, the last that the process has. Raises ValueError for a negative churn or levels that do not ascend.
     """
-    if isinstance(churn, int | float) and churn < 0:
+    if isinstance(churn, Real) and churn < 0:
         raise ValueError(f"edm: churn={churn} must be at least 0")
-    if isinstance(churn_min, int | float) and isinstance(churn_max, int | float) and churn_min > churn_max:
+    if isinstance(churn_min, Real) and isinstance(churn_max, Real) and churn_min > churn_max:
         raise ValueError(f"edm: churn_min={churn_min} must not be above churn_max={churn_max}")
-    if isinstance(churn, int | float) and churn == 0:
+    if isinstance(churn, Real) and churn == 0:
         return Solver(step=_edm, order=2, evaluations=2)
     return Solver(
         step=Partial(_edm_churned, churn_min, churn_max, noise_scale),
@@ -116,7 +119,7 @@ def _edm_churned(
     churned = jnp.where((low <= sigma) & (sigma <= high), (1 + gamma) * sigma, sigma)
     churned = jnp.minimum(churned, sigma_ratio(sde, sde.T))
     up = sde.inverse_log_snr(-2 * jnp.log(churned))
-    more = jnp.sqrt(jnp.maximum(jnp.square(churned) - jnp.square(sigma), 0.0))
+    more = root((churned - sigma) * (churned + sigma))
     x = sde.alpha(up) * (x / sde.alpha(t) + scale * more * noise(0))
     x, _, _ = _edm(noise, x, (), up, s, denoise)
     return x, x, gamma

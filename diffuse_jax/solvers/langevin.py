@@ -6,6 +6,7 @@ predictor steps: score_sde multiplies ε by 1 − β_i for VP, which tends to 1 
 """
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import jax
@@ -32,6 +33,8 @@ def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solv
         raise ValueError(f"langevin: norm={norm!r} must be None or 'batch'")
     if steps < 1:
         raise ValueError(f"langevin: steps={steps} must be at least 1")
+    if isinstance(snr, Real) and snr < 0:
+        raise ValueError(f"langevin: snr={snr} must be at least 0")
     return Solver(step=Partial(_langevin, _Form(rules[norm], steps), snr), evaluations=steps)
 
 

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from diffuse_jax._pytree import pytree, static
+from diffuse_jax._pytree import Static, pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.base import Noise, Solver
-from diffuse_jax.solvers.exponential import Data, Interval, Kernel, SigmaRatio, integrate_through
+from diffuse_jax.solvers.exponential import DataKernel, Interval, Kernel, SigmaRatioKernel, integrate_through, phi
 from diffuse_jax.solvers.runge_kutta import check_eta, check_order, kernel_of, last_stage, midpoint
 
 __all__ = ["deis", "dpm_solver_multi", "ipndm", "sa_solver", "sde_dpm_solver", "unipc"]
@@ -58,7 +58,7 @@ def sde_dpm_solver(order: int = 2, eta: float = 1.0, *, form: str = "midpoint", 
     if legacy and order != 3:
         raise ValueError(f"sde_dpm_solver: legacy is 3M as published: order=3, not {order=}")
     two = _rule("sde_dpm_solver", form, 1)
-    return _multistep(Data(eta), _Form(order, 1, two, legacy), weak_order=min(order, 2))
+    return _multistep(DataKernel(eta), _Form(order, 1, two, legacy), weak_order=min(order, 2))
 
 
 def deis(order: int = 3, *, start: int | None = None) -> Solver:
@@ -70,7 +70,7 @@ def deis(order: int = 3, *, start: int | None = None) -> Solver:
     check_order("deis", "order", order, range(1, 5))
     start = _start("deis", start, max(order - 1, 1), min(order, 3))
     form = _Form(order, start, _taylor, False)
-    return _multistep(SigmaRatio(), form, order=min(order, start + 1), start_evaluations=start - 1)
+    return _multistep(SigmaRatioKernel(), form, order=min(order, start + 1), start_evaluations=start - 1)
 
 
 def ipndm(order: int = 4) -> Solver:
@@ -81,8 +81,8 @@ def ipndm(order: int = 4) -> Solver:
     check_order("ipndm", "order", order, range(1, 5))
     form = _Form(order, 1, _taylor, False)
     return Solver(
-        step=Partial(_ipndm_step, SigmaRatio(), form),
-        init=Partial(_init, SigmaRatio(), form, _Room(order - 1)),
+        step=Partial(_ipndm_step, SigmaRatioKernel(), form),
+        init=Partial(_init, SigmaRatioKernel(), form, Static(order - 1)),
         order=min(order, 2),
         evaluations=1,
     )
@@ -104,8 +104,8 @@ def unipc(order: int = 2, b: str = "bh2", *, start: int | None = None) -> Solver
         raise ValueError(f"unipc: b={b!r} must be one of {', '.join(map(repr, rules))}")
     form = _Form(order, start, _taylor if start == 3 else rules[b], False)
     return Solver(
-        step=Partial(_unipc_step, Data(), form),
-        init=Partial(_unipc_init, Data(), form),
+        step=Partial(_unipc_step, DataKernel(), form),
+        init=Partial(_unipc_init, DataKernel(), form),
         order=min(order, max(start, 2)) + 1,
         evaluations=1,
         start_evaluations=start - 1,
@@ -121,8 +121,8 @@ def sa_solver(order: int = 3, eta: float = 1.0) -> Solver:
     check_eta("sa_solver", eta)
     form = _Form(order, 1, _taylor, False)
     return Solver(
-        step=Partial(_unipc_step, Data(eta), form),
-        init=Partial(_unipc_init, Data(eta), form),
+        step=Partial(_unipc_step, DataKernel(eta), form),
+        init=Partial(_unipc_init, DataKernel(eta), form),
         weak_order=2,
         evaluations=1,
     )
@@ -141,7 +141,7 @@ def _taylor(interval: Interval) -> tuple[Array, ...]:
 def _half_of_length(interval: Interval) -> tuple[Array, ...]:
     """As `midpoint`, with α_s·h, what the weight integrates to as h → 0, in the place of ∫ weight."""
     zeroth, _, *others = interval.moments
-    return (zeroth, 0.5 * interval.length**2 * zeroth / -jnp.expm1(-interval.length), *others)
+    return (zeroth, 0.5 * interval.length * zeroth / phi(1, -interval.length), *others)
 
 
 def _rule(solver: str, form: str, start: int) -> Rule:
@@ -208,16 +208,9 @@ class Memory(NamedTuple):
     pending: tuple[Array, Array, Array] | None
 
 
-@pytree
-class _Room:
-    """For how many earlier values there is room, compared by value."""
-
-    values: int = static()
-
-
-def _init(kernel: Kernel, form: _Form, room: _Room, x: Array, times: Array, denoise: Denoiser) -> Memory:
+def _init(kernel: Kernel, form: _Form, room: Static, x: Array, times: Array, denoise: Denoiser) -> Memory:
     clock = jnp.zeros_like(kernel.clock(denoise.sde, times[0]))
-    history = History((jnp.zeros_like(x),) * room.values, (clock,) * room.values, jnp.zeros((), jnp.int32))
+    history = History((jnp.zeros_like(x),) * room.value, (clock,) * room.value, jnp.zeros((), jnp.int32))
     if form.start == 1:
         return Memory(history, None)
     y = kernel.member(denoise(x, times[0]))
@@ -252,7 +245,7 @@ def _evaluate(kernel: Kernel, memory: Memory, x: Array, t: Array, denoise: Denoi
 def _multistep(kernel: Kernel, form: _Form, **stated: Any) -> Solver:
     return Solver(
         step=Partial(_step, kernel, form),
-        init=Partial(_init, kernel, form, _Room(form.order - 1)),
+        init=Partial(_init, kernel, form, Static(form.order - 1)),
         evaluations=1,
         **stated,
     )
@@ -297,7 +290,7 @@ class UniPCMemory(NamedTuple):
 
 
 def _unipc_init(kernel: Kernel, form: _Form, x: Array, times: Array, denoise: Denoiser) -> UniPCMemory:
-    return UniPCMemory(_init(kernel, form, _Room(form.order), x, times, denoise), times[0], jnp.zeros_like(x))
+    return UniPCMemory(_init(kernel, form, Static(form.order), x, times, denoise), times[0], jnp.zeros_like(x))
 
 
 def _unipc_step(

@@ -1,22 +1,22 @@
 """Singlestep exponential solvers: DPM-Solver and DPM-Solver++ of orders 1 to 3, and a stochastic one of weak order
 2."""
 
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from diffuse_jax._pytree import pytree, static
+from diffuse_jax._pytree import Static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.base import Noise, Solver
-from diffuse_jax.solvers.exponential import Data, Interval, Kernel, integrate_through
-from diffuse_jax.solvers.exponential import Noise as NoiseKernel
+from diffuse_jax.solvers.exponential import DataKernel, Interval, Kernel, NoiseKernel, integrate_through
 
 __all__ = ["dpm_solver_single", "stochastic_runge_kutta"]
 
-KERNELS: dict[str, Kernel] = {"x0": Data(), "eps": NoiseKernel()}
+KERNELS: dict[str, Kernel] = {"x0": DataKernel(), "eps": NoiseKernel()}
 
 
 def kernel_of(solver: str, predict: str) -> Kernel:
@@ -26,8 +26,8 @@ def kernel_of(solver: str, predict: str) -> Kernel:
 
 
 def check_order(solver: str, name: str, order: int, orders: range) -> None:
-    if order not in orders:
-        raise ValueError(f"{solver}: {name}={order} must be one of {', '.join(map(str, orders))}")
+    if not isinstance(order, int) or order not in orders:
+        raise ValueError(f"{solver}: {name}={order!r} must be one of {', '.join(map(str, orders))}")
 
 
 def dpm_solver_single(order: int = 2, predict: str = "x0") -> Solver:
@@ -38,14 +38,7 @@ def dpm_solver_single(order: int = 2, predict: str = "x0") -> Solver:
     """
     check_order("dpm_solver_single", "order", order, range(1, 4))
     kernel = kernel_of("dpm_solver_single", predict)
-    return Solver(step=Partial(_single, kernel, _Order(order)), order=order, evaluations=order)
-
-
-@pytree
-class _Order:
-    """What a compilation depends on, compared by value."""
-
-    order: int = static()
+    return Solver(step=Partial(_single, kernel, Static(order)), order=order, evaluations=order)
 
 
 def midpoint(interval: Interval) -> tuple[Array, ...]:
@@ -79,23 +72,23 @@ def last_stage(
 
 
 def _single(
-    kernel: Kernel, form: _Order, noise: Noise, x: Array, memory: Any, t: Array, s: Array, denoise: Denoiser
+    kernel: Kernel, order: Static, noise: Noise, x: Array, memory: Any, t: Array, s: Array, denoise: Denoiser
 ) -> tuple[Array, Array, Any]:
     interval = kernel.interval(denoise.sde, t, s)
     y = kernel.member(denoise(x, t))
-    if form.order == 1:
+    if order.value == 1:
         x = interval.ratio * x + interval.moments[0] * y
         return x, x, memory
-    u, m = last_stage(kernel, form.order, x, y, t, s, denoise)
+    u, m = last_stage(kernel, order.value, x, y, t, s, denoise)
     last = kernel.member(denoise(u, m))
-    part, moments = (1 / 2, midpoint(interval)) if form.order == 2 else (2 / 3, interval.moments)
+    part, moments = (1 / 2, midpoint(interval)) if order.value == 2 else (2 / 3, interval.moments)
     clocks = (jnp.zeros_like(interval.length), part * interval.length)
     x = interval.ratio * x + integrate_through((y, last), clocks, (True, True), moments)
     return x, x, memory
 
 
 def check_eta(solver: str, eta: Any) -> None:
-    if isinstance(eta, int | float) and eta < 0:
+    if eta is None or (isinstance(eta, Real) and eta < 0):
         raise ValueError(f"{solver}: eta={eta} must be at least 0")
 
 
@@ -108,11 +101,11 @@ def stochastic_runge_kutta(eta: float = 1.0) -> Solver:
     for a negative η.
     """
     check_eta("stochastic_runge_kutta", eta)
-    return Solver(step=Partial(_stochastic, Data(eta)), weak_order=2, evaluations=2)
+    return Solver(step=Partial(_stochastic, DataKernel(eta)), weak_order=2, evaluations=2)
 
 
 def _stochastic(
-    kernel: Data, noise: Noise, x: Array, memory: Any, t: Array, s: Array, denoise: Denoiser
+    kernel: DataKernel, noise: Noise, x: Array, memory: Any, t: Array, s: Array, denoise: Denoiser
 ) -> tuple[Array, Array, Any]:
     sde = denoise.sde
     start, stop = kernel.clock(sde, t), kernel.clock(sde, s)

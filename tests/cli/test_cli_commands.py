@@ -48,7 +48,7 @@ def test_five_lines_draw_what_the_command_writes(toy_run):
 
 @pytest.mark.parametrize("solver", [*SOLVERS, "pc", "ancestral+batch_langevin", "ddim+annealed_langevin"])
 def test_every_named_solver_draws_finite_samples(toy_run, solver, capsys):
-    loose = ["--config.sampling.rtol=0.1", "--config.sampling.atol=0.1", "--config.sampling.eta=0.5"]
+    loose = ["--config.sampling.rtol=0.1", "--config.sampling.atol=0.1"]
     assert run("sample", f"--workdir={toy_run}", "--num=8", "--steps=3", f"--solver={solver}", *loose) == 0
     facts = json.loads((toy_run / "samples.json").read_text())
     assert facts["solver"] == {"pc": "reverse_diffusion+langevin"}.get(solver, solver) and facts["checkpoint"] == 8

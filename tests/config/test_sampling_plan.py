@@ -76,6 +76,11 @@ def test_a_named_grid_is_the_librarys(fields: dict[str, Any], grid: Any) -> None
         chex.assert_trees_all_equal(plan(sde, steps=6, **fields).times, grid(sde))
 
 
+def test_annealed_langevin_by_itself_visits_the_last_level() -> None:
+    grid = plan(solver="annealed_langevin", steps=6).times
+    assert len(grid) == 8 and grid[-1] == grid[-2] == VP().t_min
+
+
 def test_a_named_noise_is_the_librarys() -> None:
     assert plan().noise is sampling.keyed_noise and plan(noise="brownian").noise is sampling.brownian_noise
 
@@ -84,6 +89,13 @@ def test_a_named_noise_is_the_librarys() -> None:
     ("fields", "message"),
     [
         ({"solver": "unipc", "order": 7}, "config.sampling: unipc: order=7 must be one of 1, 2, 3"),
+        ({"solver": "heun", "order": 3}, "config.sampling.order=3 is not read by heun, but by dpm_solver_single"),
+        ({"solver": "heun", "eta": 1.0}, "config.sampling.eta=1.0 is not read by heun, but by ddim"),
+        (
+            {"grid": "trailing", "t_min": 0.2},
+            "config.sampling.t_min=0.2 is not read by config.sampling.grid='trailing'",
+        ),
+        ({"solver": "unipc+langevin", "order": 3}, "config.sampling: predictor_corrector: .* start=1"),
         ({"solver": "edm", "churn": -1.0}, "config.sampling: edm: churn=-1.0"),
         ({"solver": "adaptive", "max_evaluations": 3}, "config.sampling: adaptive: max_evaluations=3"),
         ({"grid": "explicit", "times": (0.1, 0.5)}, "config.sampling: times="),

@@ -105,7 +105,7 @@ def test_encoding_is_the_flow_to_the_end_of_time_and_decoding_its_inverse(name: 
         )
     )
     latent, back = around(x)
-    end = sde.T if sde.t_max is None else sde.t_max
+    end = sde.t_start
     np.testing.assert_allclose(latent, oracle.flow(x, t_min, end), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(back, x, rtol=1e-6, atol=1e-6)
 
@@ -137,3 +137,15 @@ def test_a_corrector_goes_with_it_and_its_evaluations_are_added() -> None:
     assert np.all(np.isfinite(solution.x))
     own = np.asarray(solution.memory[0].evaluations)
     np.testing.assert_array_equal(count_evaluations(solver, times, solution.memory), own + 2 * 2)
+
+
+def test_a_denoiser_that_holds_arrays_of_every_sample_is_refused_and_low_precision_is_promoted() -> None:
+    points = jnp.asarray([[1.0], [2.0]])
+    held = from_score(SDES["vp"], lambda x, t: points - x)
+    with pytest.raises(ValueError, match="must be given as cond"):
+        solvers.transport(held, jnp.zeros((2, 1)), 0.5, 0.4)
+    still = from_score(SDES["vp"], lambda x, t: -x)
+    for x in (jnp.asarray([[2]]), jnp.asarray([[2.0]], jnp.bfloat16)):
+        end = encode(still, x)
+        assert end.x.dtype == np.float32
+        np.testing.assert_allclose(end.x, [[2.0]], rtol=1e-5)

@@ -363,6 +363,12 @@ REFUSED: dict[str, Callable[[], Solver]] = {
     "adaptive: max_evaluations=6 must be at least 7: one step takes that many": (
         lambda: solvers.adaptive(max_evaluations=6)
     ),
+    "predictor_corrector: the predictor begins with 2 evaluations, before the corrector has moved x: give a multistep "
+    "predictor start=1": lambda: solvers.predictor_corrector(solvers.unipc(3), solvers.langevin()),
+    "ddim: eta=1.2 must lie in [0, 1]": lambda: solvers.ddim(1.2),
+    "langevin: snr=-1.0 must be at least 0": lambda: solvers.langevin(-1.0),
+    "sde_dpm_solver: eta=None must be at least 0": lambda: solvers.sde_dpm_solver(2, None),
+    "unipc: order=2.0 must be one of 1, 2, 3": lambda: solvers.unipc(2.0),
     "ipndm: order=5 must be one of 1, 2, 3, 4": lambda: solvers.ipndm(5),
     "deis: order=5 must be one of 1, 2, 3, 4": lambda: solvers.deis(5),
     "deis: start=4 must be one of 1, 2, 3": lambda: solvers.deis(4, start=4),

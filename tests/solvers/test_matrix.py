@@ -30,7 +30,7 @@ STEPS = 6
 CORRECTED = {
     "pc": solvers.predictor_corrector(solvers.reverse_diffusion(), solvers.langevin()),
     "pc by batch": solvers.predictor_corrector(solvers.euler_maruyama(), solvers.langevin(norm="batch")),
-    "pc multistep": solvers.predictor_corrector(solvers.unipc(3), solvers.langevin(steps=2)),
+    "pc multistep": solvers.predictor_corrector(solvers.unipc(3, start=1), solvers.langevin(steps=2)),
     "annealed": solvers.annealed_langevin(epsilon=1e-5, steps=2),
 }
 # Variants of a formula that have their own proofs of order on four processes stay out.

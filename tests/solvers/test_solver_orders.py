@@ -114,9 +114,30 @@ def test_order_of_tells_a_broken_solver_from_the_one_it_claims_to_be() -> None:
     assert found.counts == (64, 192) and len(found.errors) == 2
 
 
-def test_order_of_needs_two_counts() -> None:
-    with pytest.raises(ValueError, match=r"counts=\(64,\)"):
-        order_of(solvers.ddim(), ALL_SDES["vp"], counts=(64,))
+def test_order_of_says_what_it_cannot_measure() -> None:
+    sde = ALL_SDES["vp"]
+    mixture = Mixture(sde, *map(jnp.asarray, MIXTURE))
+    for measure, message in (
+        (lambda: order_of(solvers.ddim(), sde, counts=(64,)), r"counts=\(64,\)"),
+        (lambda: order_of(solvers.ddim(), ALL_SDES["edm"], mixture), "not of sde=EDM"),
+        (lambda: order_of(solvers.ddim(1.0), sde, mixture), "oracles.Gaussian alone"),
+        (lambda: order_of(solvers.adaptive(), sde), "counts its own evaluations"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure()
+
+
+@in_float64
+def test_the_moments_of_many_langevin_steps_take_all_their_draws() -> None:
+    """Variance a fixed point of V ↦ (1 − ε/v)²·V + 2ε after n steps from v; too few draws give NaN, not repeats."""
+    sde, t = ALL_SDES["vp"], 0.5
+    data = Gaussian(sde, jnp.zeros(1), jnp.eye(1))
+    epsilon, variance = 2 * (0.2 * float(sde.sigma(t))) ** 2, 1.0
+    for _ in range(20):
+        variance = (1 - epsilon) ** 2 * variance + 2 * epsilon
+    solver, grid = solvers.langevin(0.2, steps=20), jnp.asarray([t, t])
+    np.testing.assert_allclose(moments(solver, data, grid)[1], [[variance]], rtol=1e-6)
+    assert np.isnan(moments(solver, data, grid, draws=5)[0])
 
 
 # --- evaluations ------------------------------------------------------------------------------------------------------
@@ -141,5 +162,6 @@ def test_solvers_state_their_evaluations() -> None:
         solver.step(lambda i: jnp.ones((2, 1)), x, memory, *grid, Counted())
         # A loop is traced once: these take one step each.
         assert len(calls) == solver.start_evaluations + solver.evaluations
-    pc = solvers.predictor_corrector(solvers.unipc(3), solvers.annealed_langevin(steps=7))
-    assert (solvers.langevin(steps=5).evaluations, pc.evaluations, pc.start_evaluations) == (5, 8, 2)
+    pc = solvers.predictor_corrector(solvers.unipc(3, start=1), solvers.annealed_langevin(steps=7))
+    assert (solvers.langevin(steps=5).evaluations, pc.evaluations, pc.start_evaluations) == (5, 8, 0)
+    assert solvers.unipc(3).start_evaluations == 2
