@@ -12,8 +12,6 @@ from diffuse_jax import solvers, times
 from diffuse_jax.oracles import Mixture
 from diffuse_jax.sampling import Span, brownian_noise, keyed_noise, sample, sample_keys
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VP = SDES["vp"]
 
 

@@ -21,7 +21,6 @@ PARAMETERIZATIONS = {
     for name in ("noise", "x0", "v", "score", "flow", "score_sde_vp", "score_sde_ve")
 } | {"edm": parameterizations.edm(0.7)}
 songs_sde = pytest.mark.parametrize("name", SDES)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 every_sde = pytest.mark.parametrize("name", ALL_SDES)
 
 MEAN, COV = gaussian_data(3)

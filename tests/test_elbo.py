@@ -18,8 +18,6 @@ from diffuse_jax.oracles import Gaussian, Mixture
 from diffuse_jax.sampling import sample_keys
 from diffuse_jax.sde import SDE, from_log_alpha_sigma
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VARIANCE = 0.3
 ENTROPY = 0.5 * np.log(2 * np.pi * np.e * VARIANCE)
 

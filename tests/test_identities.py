@@ -18,8 +18,6 @@ from diffuse_jax.sampling import decode, encode, last_state, sample, sample_keys
 from diffuse_jax.sde import EDM, SDE, VE, VP, expand
 from diffuse_jax.solvers import Solver
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = np.random.default_rng(0).standard_normal((4, 2))
 MEAN, COV = gaussian_data(2)
 SDES = pytest.mark.parametrize("sde", [VP(), VE(sigma_max=20.0)], ids=["vp", "ve"])

@@ -35,8 +35,6 @@ from diffuse_jax.oracles import Gaussian, Mixture
 from diffuse_jax.sampling import keyed_noise, sample_keys
 from diffuse_jax.sde import VP
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MEAN, COV = gaussian_data(8)
 X = np.random.default_rng(0).multivariate_normal(MEAN, COV, 4)
 
@@ -59,7 +57,14 @@ def flow_log_prob(name: str, x: np.ndarray, t: float = 1e-5) -> tuple[np.ndarray
 PRIOR_STD = {"ve": 50.0, "smld": 50.0, "edm": 80.0}
 
 
-@pytest.mark.parametrize("name", ALL_SDES)
+def on_processes(slow: tuple[str, ...]) -> Any:
+    """Every process, some as slow proofs (`pytest -m slow tests/test_likelihood.py`): each has a quick one too."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in ALL_SDES]
+    )
+
+
+@on_processes(slow=("subvp", "cosine", "beta", "smld"))
 def test_a_full_gaussian_has_its_density_to_a_thousandth_of_a_nat_in_float32(name: str) -> None:
     """In 8 dimensions: the density of x(t_min) under the process's own prior, whatever a sample's batch-mates."""
     # EDM's time is σ itself: its first steps are long ones.
@@ -76,7 +81,7 @@ def test_a_full_gaussian_has_its_density_to_a_thousandth_of_a_nat_in_float32(nam
     assert other.evaluations[0] == found.evaluations[0] and found.evaluations.shape == (4,)
 
 
-@pytest.mark.parametrize("name", ALL_SDES)
+@on_processes(slow=("vp", "edm", "flow", "ddpm"))
 @in_float64
 def test_a_mixture_has_its_density_but_for_the_priors_mismatch(name: str) -> None:
     """The gap is log p_T(x(T)) − log prior(x(T)), known at the flow's end; it is below 0.03 nats at these x. The

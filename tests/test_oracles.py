@@ -13,8 +13,6 @@ from closed_forms import ALL_PROCESSES, ALL_SDES, SDES, in_float64
 
 from diffuse_jax.oracles import UniformBox
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LOW, HIGH = -1.0, 0.5
 TIMES = (1e-3, 0.1, 0.5, 0.9)
 

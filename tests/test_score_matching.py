@@ -22,8 +22,6 @@ from diffuse_jax.score_matching import (
 )
 from diffuse_jax.sde import EDM
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 D = 4
 ROWS = np.random.default_rng(0).multivariate_normal(*gaussian_data(D), 40)
 #: Four directions of signs with Σ v·vᵀ = 4·I: an exact mean over directions.

@@ -42,8 +42,6 @@ from diffuse_jax.sde import (
 
 songs_sde = pytest.mark.parametrize("name", SDES)
 every_sde = pytest.mark.parametrize("name", ALL_SDES)
-quick = pytest.mark.usefixtures("quick_compilation")
-
 # score_sde (commit 0acb9e0), evaluated in double precision: t, and by process the factor, the deviation and g².
 GOLDEN_TIMES = (1e-5, 1e-3, 0.1, 0.5, 1.0)
 GOLDEN_ALPHA = (0.9999995, 0.99994503, 0.9467218, 0.28118288, 0.0065715865)
@@ -149,7 +147,6 @@ def test_a_process_is_its_restatement_in_float32_at_both_ends_of_time(name: str)
     np.testing.assert_allclose(ends[0][:2], [1, process.alpha(sde.T)], rtol=1e-6, atol=1.2e-7)
 
 
-@quick
 @every_sde
 @in_float64
 def test_drift_and_diffusion_integrate_to_the_marginals(name: str) -> None:
@@ -170,7 +167,6 @@ def test_drift_and_diffusion_integrate_to_the_marginals(name: str) -> None:
         np.testing.assert_allclose(end[1:] - end[0], integral, rtol=1e-9, atol=1e-14)
 
 
-@quick
 @every_sde
 @in_float64
 def test_the_flow_rates_are_the_derivatives_of_alpha_and_sigma(name: str) -> None:
@@ -182,7 +178,6 @@ def test_the_flow_rates_are_the_derivatives_of_alpha_and_sigma(name: str) -> Non
         np.testing.assert_allclose(rate, (function(t + h) - function(t - h)) / (2 * h), rtol=1e-6, atol=1e-8)
 
 
-@quick
 @every_sde
 @in_float64
 def test_transitions_compose_and_agree_with_the_marginals(name: str) -> None:
@@ -195,7 +190,6 @@ def test_transitions_compose_and_agree_with_the_marginals(name: str) -> None:
     np.testing.assert_allclose((a_ts * process.sigma(s)) ** 2 + std_ts**2, process.sigma(t) ** 2, rtol=1e-10)
 
 
-@quick
 @every_sde
 def test_a_transition_over_a_thousandth_keeps_three_digits_in_float32(name: str) -> None:
     sde, process = ALL_SDES[name], ALL_PROCESSES[name]
@@ -211,7 +205,6 @@ generic_and_own = pytest.mark.parametrize("inverse", [SDE.inverse_log_snr, None]
 
 
 @pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
-@quick
 @every_sde
 def test_inverse_log_snr_is_the_inverse_to_float_resolution_and_clamped_to_the_ends_of_time(
     name: str, x64: bool
@@ -242,7 +235,6 @@ def test_inverse_log_snr_is_the_inverse_to_float_resolution_and_clamped_to_the_e
             assert np.all((ends >= 0) & (ends <= sde.T))
 
 
-@quick
 @songs_sde
 @generic_and_own
 @pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
@@ -422,7 +414,6 @@ def test_ddpms_step_is_the_transition_between_own_times() -> None:
     np.testing.assert_allclose(std, np.sqrt(DDPM_BETAS[1:]), rtol=2e-4)
 
 
-@quick
 def test_the_cosine_table_is_improved_ddpms_and_tends_to_the_cosine_schedule() -> None:
     def alpha_bar(t: Any) -> Any:
         return np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -447,7 +438,6 @@ def test_what_is_left_of_a_schedule_where_alpha_vanishes_is_exact() -> None:
     )
 
 
-@quick
 def test_processes_vmapped_over_their_leaves_are_those_of_each_leaf() -> None:
     beta = Partial(lambda b, t: b * (1 + t))
     makes = {
@@ -470,7 +460,6 @@ def test_processes_vmapped_over_their_leaves_are_those_of_each_leaf() -> None:
     chex.assert_trees_all_close(*both({name: p for name, (_, p) in makes.items()}), rtol=1e-5)
 
 
-@quick
 def test_a_table_is_learnable() -> None:
     """log α(T) = ½Σ log(1 − β) and log σ(T) = log σ_{N−1}."""
     betas, sigmas = jnp.linspace(0.01, 0.2, 5), jnp.geomspace(0.1, 3.0, 4)
@@ -481,7 +470,6 @@ def test_a_table_is_learnable() -> None:
     np.testing.assert_allclose(by_sigmas, [0, 0, 0, 1 / 3], atol=1e-6)
 
 
-@quick
 def test_beta_given_with_its_integral_is_the_same_process() -> None:
     by_quadrature = from_beta(lambda t: 0.1 + 19.9 * t)
     given = from_beta(lambda t: 0.1 + 19.9 * t, integrated_beta=_b)

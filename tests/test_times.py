@@ -12,7 +12,6 @@ from closed_forms import ALL_PROCESSES, ALL_SDES, SDES, in_float64
 from diffuse_jax import times
 from diffuse_jax.sde import VE, VP, DiscreteVP, from_beta, linear_betas
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 every_sde = pytest.mark.parametrize("name", ALL_SDES)
 GRIDS = {name: getattr(times, name) for name in ("uniform", "log_snr", "karras", "quadratic", "cosine")}
 every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)

@@ -15,8 +15,6 @@ from diffuse_jax.oracles import Gaussian
 from diffuse_jax.sampling import sample, sample_keys
 from diffuse_jax.sde import EDM, VP
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SOLVERS = {
     "heun": solvers.heun(),
     "sde-dpm 2m": solvers.sde_dpm_solver(2),

@@ -129,7 +129,6 @@ SUITED = [
 ]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_every_process_with_what_suits_it_takes_a_step_of_training_that_changes_its_parameters():
     tiny = ["--config.model.width=8", "--config.model.depth=1", "--config.optimizer.warmup=0"]
     data = describe(read("toy2d"))

@@ -20,8 +20,6 @@ from diffuse_jax.config import build, read, sampling_plan
 from diffuse_jax.config.run import CHECKPOINTS, write_run
 from diffuse_jax.sde import VP
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")

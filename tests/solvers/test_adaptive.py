@@ -15,8 +15,6 @@ from diffuse_jax.oracles import Gaussian
 from diffuse_jax.sampling import count_evaluations, decode, encode, sample_keys, solve
 from diffuse_jax.sde import VP
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 every_sde = pytest.mark.parametrize("name", SDES)
 MEAN, COV = gaussian_data(3)
 KEYS = sample_keys(0, 0, 4)

@@ -15,8 +15,6 @@ from diffuse_jax import parameterizations, solvers, times
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.sampling import last_state, sample
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARAMETERIZATIONS = [
     parameterizations.noise,
     parameterizations.x0,

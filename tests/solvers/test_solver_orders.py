@@ -15,8 +15,6 @@ from diffuse_jax.oracles import Gaussian, Mixture, moments, order_of
 from diffuse_jax.sampling import sample_keys, solve
 from diffuse_jax.solvers import Solver
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def on_every_process(kinds: Any) -> Any:
     """(name, kind), the variants on sub-VP and VE being slow proofs: `pytest -m slow tests/solvers`."""
