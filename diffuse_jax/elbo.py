@@ -21,6 +21,7 @@ from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.losses import stratify
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import SDE, Array
+from diffuse_jax.sde.base import row_sums
 from diffuse_jax.solvers.base import Noise
 
 __all__ = ["ELBO", "Reconstruction", "discrete_reconstruction", "elbo", "gaussian_reconstruction", "prior_kl"]
@@ -47,7 +48,7 @@ def prior_kl(sde: SDE, x: Array, t: Any) -> Array:
     prior_std."""
     std = jnp.asarray(sde.prior_std(), x.dtype)
     log_ratio = 2 * (sde.log_sigma(t) - jnp.log(std))
-    square = jnp.sum(jnp.square(x * sde.alpha(t) / std).reshape(x.shape[0], -1), axis=-1)
+    square = row_sums(jnp.square(x * sde.alpha(t) / std))
     return 0.5 * (square + _dims(x) * (jnp.expm1(log_ratio) - log_ratio))
 
 
@@ -72,7 +73,7 @@ def discrete_reconstruction(levels: int = 256, range: tuple[float, float] = (-1.
         k = jnp.round((x - low) / spacing)[..., None]
         offset = (jnp.arange(levels) - k) * spacing / noise
         log_odds = -0.5 * offset * (offset - 2 * eps[..., None])
-        return jnp.sum(jax.nn.logsumexp(log_odds, axis=-1).reshape(x.shape[0], -1), axis=-1)
+        return row_sums(jax.nn.logsumexp(log_odds, axis=-1))
 
     return reconstruction
 
@@ -120,7 +121,7 @@ def elbo(
         stream, t, weight = evaluation
         eps = draw(keys, stream, x)(0)
         error = jnp.square(eps - denoise(sde.perturb(x, t, eps), t, cond).eps)
-        return total + weight * jnp.sum(error.reshape(x.shape[0], -1), axis=-1), None
+        return total + weight * row_sums(error), None
 
     evaluations = (jnp.arange(1, t.shape[0] + 1), t, weight)
     diffusion = jax.lax.scan(add, jnp.zeros(x.shape[0], x.dtype), evaluations)[0]

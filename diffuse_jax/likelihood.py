@@ -16,6 +16,7 @@ import numpy as np
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
+from diffuse_jax.sde.base import row_sums
 from diffuse_jax.solvers.adaptive import integrate, one_velocity
 
 __all__ = [
@@ -86,7 +87,7 @@ def _given(probes: Array | None, name: str) -> Array:
 def _quadratic_forms(field: Field, x: Array, v: Array) -> tuple[Array, Array]:
     # Only the derivatives depend on v: under vmap the field itself is evaluated once, whatever the number of probes.
     values, derivatives = jax.vmap(lambda one: jax.jvp(field, (x,), (one,)))(v)
-    return values[0], jnp.sum((v * derivatives).reshape(v.shape[0], -1), axis=-1)
+    return values[0], row_sums(v * derivatives)
 
 
 def log_prob(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.sde import SDE, Array
+from diffuse_jax.sde.base import row_sums
 
 __all__ = [
     "denoising_score_matching",
@@ -49,8 +50,8 @@ def denoising_score_matching(
 
     `x0` and `eps` are (batch, …), `t` is (batch,); `cond` goes to the network, and `rng` turns on its dropout.
     """
-    square = jnp.square(denoise.eps_error(x0, eps, t, cond, rng)).reshape(x0.shape[0], -1)
-    return weight(denoise.sde, t) / jnp.square(denoise.sde.sigma(t)) * jnp.sum(square, axis=-1)
+    square = row_sums(jnp.square(denoise.eps_error(x0, eps, t, cond, rng)))
+    return weight(denoise.sde, t) / jnp.square(denoise.sde.sigma(t)) * square
 
 
 def stratify(u: Array, index: Array, total: int) -> Array:

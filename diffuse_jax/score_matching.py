@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from diffuse_jax.likelihood import exact_trace
 from diffuse_jax.sde import Array, expand
+from diffuse_jax.sde.base import row_sums
 
 __all__ = [
     "Score",
@@ -54,7 +55,7 @@ def sliced_score_matching(score: Score, x: Array, v: Array, *, variance_reduced:
     `variance_reduced=False` has ½(vᵀ·score)² for the second term, with the same mean.
     """
     value, derivative = jax.jvp(score, (x,), (v,))
-    projected, curvature, square = (_row_sums(a) for a in (v * value, v * derivative, jnp.square(value)))
+    projected, curvature, square = (row_sums(a) for a in (v * value, v * derivative, jnp.square(value)))
     return curvature + 0.5 * (square if variance_reduced else jnp.square(projected))
 
 
@@ -65,8 +66,4 @@ def denoising_score_matching_of(score: Score, x: Array, eps: Array, sigma: Array
     the data with that noise.
     """
     std = expand(sigma, x)
-    return 0.5 * _row_sums(jnp.square(score(x + std * eps) + eps / std))
-
-
-def _row_sums(values: Array) -> Array:
-    return jnp.sum(values.reshape(values.shape[0], -1), axis=-1)
+    return 0.5 * row_sums(jnp.square(score(x + std * eps) + eps / std))

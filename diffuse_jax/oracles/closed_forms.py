@@ -15,6 +15,7 @@ import numpy as np
 from diffuse_jax._pytree import pytree
 from diffuse_jax.denoiser import Denoised
 from diffuse_jax.sde import SDE, Array, expand
+from diffuse_jax.sde.base import row_sums
 
 __all__ = ["Gaussian", "Mixture", "PointMass", "UniformBox"]
 
@@ -168,7 +169,7 @@ class UniformBox:
         _, z, _, log_integral = self._truncated(x, t)
         log_volume = expand(self.sde.log_alpha(t), x) + jnp.log(jnp.asarray(self.high) - self.low)
         each = log_integral - 0.5 * (jnp.square(z) + jnp.log(2 * jnp.pi)) - log_volume
-        return jnp.sum(each.reshape(x.shape[0], -1), axis=-1)
+        return row_sums(each)
 
 
 def _normal_log_prob(x: Array, mean: Array, cov: Array) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 
 from diffuse_jax._pytree import pytree, static
 
-__all__ = ["SDE", "Array", "TimeFunction", "VariancePreserving", "expand", "floating", "time_derivative"]
+__all__ = ["SDE", "Array", "TimeFunction", "VariancePreserving", "expand", "floating", "row_sums", "time_derivative"]
 
 Array = jax.Array
 TimeFunction = Callable[[Any], Array]
@@ -28,6 +28,11 @@ def expand(t: Any, x: Array) -> Array:
     """`t`, a scalar or (batch,), with trailing axes of length 1 so that it broadcasts against x (batch, …)."""
     t = jnp.asarray(t)
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
+
+
+def row_sums(values: Array) -> Array:
+    """The sum over each sample's entries: (batch, …) to (batch,)."""
+    return jnp.sum(values.reshape(values.shape[0], -1), axis=-1)
 
 
 def time_derivative(function: TimeFunction, t: Any) -> Array:
@@ -153,7 +158,7 @@ class SDE:
         """Log density of the prior at z (batch, …), in nats, shape (batch,)."""
         dims = int(np.prod(z.shape[1:]))
         std = jnp.asarray(self.prior_std(), z.dtype)
-        square = jnp.sum(jnp.square(z / std).reshape(z.shape[0], -1), axis=-1)
+        square = row_sums(jnp.square(z / std))
         return -0.5 * (dims * jnp.log(2 * jnp.pi) + square) - dims * jnp.log(std)
 
 
