@@ -16,6 +16,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from diffuse_jax._files import written_atomically
+
 __all__ = ["CheckpointError", "Checkpoints", "read_json", "write_json_atomic"]
 
 _MARKER = "_CHECKPOINT_METADATA"  # Orbax writes this file into every complete step.
@@ -177,17 +179,8 @@ class Checkpoints:
 
 def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
     """Writes `obj` as JSON so that `path` holds the old text or the new one, never a part. OSError where it cannot."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(obj, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_atomically(path) as file:
+        file.write((json.dumps(obj, indent=2) + "\n").encode())
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, sampler, to_data
 from diffuse_jax.config import load_data
 from diffuse_jax.config.solvers import choose
 from diffuse_jax.data import DataError, Dataset
 from diffuse_jax.evaluation import HeldoutLoss, Likelihoods, PCAFeatures, frechet_between, likelihoods, mean_and_error
-from diffuse_jax.evaluation.pictures import written_atomically
 from diffuse_jax.likelihood import exact_trace, gaussian_trace, hutchinson_trace
 
 _TRACES = {"exact": exact_trace, "hutchinson": hutchinson_trace, "gaussian": gaussian_trace}

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, picture, sampler, to_data
 from diffuse_jax.config import ConfigError
 from diffuse_jax.evaluation import save_gif, save_png
-from diffuse_jax.evaluation.pictures import written_atomically
 from diffuse_jax.sde import SDE
 
 _FRAMES = 40

@@ -1,14 +1,12 @@
 """Samples as pictures: grids of images, histograms of points, PNG and animated GIF. Files appear whole or not."""
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+
+from diffuse_jax._files import written_atomically
 
 GAP_GREY = 128
 
@@ -47,24 +45,6 @@ def scatter_picture(points: np.ndarray, *, extent: float = 1.5, size: int = 256)
     counts, _, _ = np.histogram2d(points[:, 1], points[:, 0], bins=size, range=[[-extent, extent]] * 2)
     shade = np.sqrt(counts / max(counts.max(), 1))
     return np.round(255 * (1 - shade[::-1, :, None])).astype(np.uint8)
-
-
-@contextmanager
-def written_atomically(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` when it is complete: it is written under a temporary name in the same
-    folder, which is made where missing.
-    """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, target)
-        except BaseException:
-            os.unlink(file.name)
-            raise
 
 
 def as_image(picture: np.ndarray) -> Image.Image:

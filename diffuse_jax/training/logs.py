@@ -11,6 +11,8 @@ from types import TracebackType
 import jax
 from tensorboardX import SummaryWriter
 
+from diffuse_jax._files import written_atomically
+
 __all__ = ["MetricLog", "drop_lines_after"]
 
 
@@ -74,9 +76,8 @@ def drop_lines_after(path: str | os.PathLike[str], step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= step]
     if kept != lines:
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        with written_atomically(path) as file:
+            file.write("".join(kept).encode())
 
 
 def _step_of(line: str) -> float:

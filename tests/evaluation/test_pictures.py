@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from diffuse_jax._files import written_atomically
 from diffuse_jax.evaluation import image_grid, save_gif, save_png, scatter_picture
-from diffuse_jax.evaluation.pictures import written_atomically
 
 RNG = np.random.default_rng(0)
 
