@@ -3,13 +3,16 @@
 
 The pieces are separate so that they compose: draw unit numbers u, `stratify` them over the batch or not, turn them into
 times with their density, and take the loss of each sample at its time. Any reduction can be made of the per-sample
-values; an average of loss/density is the integral over time whichever way the times were drawn.
+values; an average of loss/density is the integral over time whichever way the times were drawn, except where their law
+is itself the weighting that an objective states (`log_normal_times`): then the density is 1.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jax.scipy.special import ndtr, ndtri
 
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.sde import SDE, Array
@@ -17,8 +20,10 @@ from diffuse_jax.sde.base import row_sums
 
 __all__ = [
     "denoising_score_matching",
+    "edm_weight",
     "g_squared",
     "importance_times",
+    "log_normal_times",
     "sigma_squared",
     "stratify",
     "uniform_times",
@@ -34,6 +39,20 @@ def g_squared(sde: SDE, t: Array) -> Array:
     """The weight g², under which half the loss, integrated over time, bounds −log p (Song et al., 2101.09258, theorem
     1)."""
     return sde.g2(t)
+
+
+def edm_weight(sigma_data: float = 0.5) -> Callable[[SDE, Array], Array]:
+    """EDM's weight (2206.00364, table 1) for data of deviation `sigma_data`, on any process: with s = σ/α it is
+    (s² + sigma_data²)/(s·sigma_data)² on ‖x0 − x0(x_t)‖², so σ²·(1 + (s/sigma_data)²) on the score's error. Under the
+    parameterization `edm(sigma_data)` the loss is then ‖F − target‖². ValueError unless sigma_data > 0.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data={sigma_data} must be positive: it is the standard deviation of the data")
+    return functools.partial(_edm_weight, sigma_data)
+
+
+def _edm_weight(sigma_data: float, sde: SDE, t: Array) -> Array:
+    return jnp.square(sde.sigma(t)) * (1 + jnp.exp(-sde.log_snr(t)) / sigma_data**2)
 
 
 def denoising_score_matching(
@@ -75,3 +94,25 @@ def importance_times(u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Ar
     first, last = sde.log_snr(jnp.asarray([t_min, t_max]))
     t = jnp.clip(sde.inverse_log_snr(first + u * (last - first)), t_min, t_max)
     return t, sde.g2(t) / jnp.square(sde.sigma(t)) * (t_max - t_min) / (first - last)
+
+
+def log_normal_times(p_mean: float = -1.2, p_std: float = 1.2) -> Callable[..., tuple[Array, Array]]:
+    """EDM's draw (2206.00364, table 1), as a function (u, sde, t_min) -> (times, density) like `uniform_times`: the
+    quantiles u of log(σ/α) ~ N(p_mean, p_std²), truncated to what the process has on [t_min, t_max].
+
+    EDM states its objective as an expectation over this law: the draw is the weighting, and nothing is divided by it.
+    So the density, relative to that law, is 1. On `sde.EDM()` the truncation to σ in [0.002, 80] leaves out 2e-5 of the
+    law. ValueError unless p_std > 0.
+    """
+    if not p_std > 0:
+        raise ValueError(f"p_std={p_std} must be positive: it is the standard deviation of log(σ/α)")
+    return functools.partial(_log_normal_times, p_mean, p_std)
+
+
+def _log_normal_times(p_mean: float, p_std: float, u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Array]:
+    ends = -0.5 * sde.log_snr(jnp.asarray([t_min, sde.t_start]))
+    first, last = (ends - p_mean) / p_std
+    below, upto = ndtr(first), ndtr(last)
+    z = jnp.clip(ndtri(below + u * (upto - below)), first, last)
+    t = sde.inverse_log_snr(-2 * (p_mean + p_std * z))
+    return jnp.clip(t, t_min, sde.t_start), jnp.ones_like(u)

@@ -4,7 +4,7 @@
 or a little before it where α(T) = 0) to t_min > 0, both exactly. `noise_levels` and `explicit` take numbers of yours.
 `leading`, `trailing` and `linspace` pick n of a table of N times t_k = (k + 1)/N·T, the steps of a DDPM (2305.08891,
 table 2): that is n − 1 steps of a solver, and with `finish=denoise_once` the n evaluations of DDIM, of which the last
-goes to time 0.
+goes to time 0. `score_sde` is the grid of that solver.
 """
 
 import itertools
@@ -27,6 +27,7 @@ __all__ = [
     "log_snr",
     "noise_levels",
     "quadratic",
+    "score_sde",
     "trailing",
     "uniform",
 ]
@@ -147,6 +148,27 @@ def linspace(sde: SDE, n: int, table: int | None = None) -> jax.Array:
     (2102.09672, §4). `table` and errors as in `leading`; for n = 1 the only time is T."""
     size = _table_size(sde, n, table)
     return _of_table(sde, size, np.round(np.linspace(size - 1, 0, n)))
+
+
+def score_sde(sde: SDE, n: int, t_min: float | None = None) -> jax.Array:
+    """The n times linspace(T, t_min, n) from which the n steps of score_sde's sampler begin, and the last once more:
+    shape (n + 1,), for `solvers.score_sde`, whose steps go nowhere in particular.
+
+    On a process of a table of n they are the times of label linspace(1, t_min/T, n)·(n − 1), entry 0 being label 0:
+    score_sde shows DDPM's networks labels between the entries, for which t_min is 1e-3 there (and 1e-5 for SMLD's,
+    which round them); the entries themselves where None. ValueError for an n that is not the table's.
+    """
+    if not hasattr(sde, "table_times"):
+        start, stop = _ends(sde, n, t_min, None)
+        times = jnp.linspace(start, stop, n)
+    else:
+        if n != _table_size(sde, n, None):
+            raise ValueError(f"n={n} must be {_table_size(sde, 1, None)}, the number of times in the process's table")
+        share = 0.0 if t_min is None else t_min / sde.T
+        if not 0 <= share * (n - 1) < 1:
+            raise ValueError(f"t_min={t_min} must be at least 0 and below {sde.T / (n - 1):.4g}, a step of the table")
+        times = _of_table(sde, n, np.linspace(1, share, n) * (n - 1))
+    return jnp.append(times, times[-1])
 
 
 def _ends(sde: SDE, n: int, t_min: float | None, t_max: float | None) -> tuple[float, float]:

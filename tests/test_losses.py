@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.stats
 from closed_forms import ALL_SDES, PROCESSES, SDES, gaussian_data, in_float64
 from test_denoiser import PARAMETERIZATIONS, small_net
 
-from diffuse_jax import losses
+from diffuse_jax import losses, parameterizations
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.oracles import Gaussian
 from diffuse_jax.sde import SDE
@@ -163,3 +164,76 @@ def test_importance_times_have_no_variance_on_their_own_weight(name: str) -> Non
     exact = (process.log_snr(1e-5) - process.log_snr(1.0)) / (1 - 1e-5)
     np.testing.assert_allclose(values, exact, rtol=1e-4)
     assert t.min() >= np.float32(1e-5) and t.max() <= 1
+
+
+# --- EDM's objective --------------------------------------------------------------------------------------------------
+
+
+def tanh_network(params: Any, x: Any, label: Any) -> Any:
+    """A fixed F(x, label) for arrays of JAX and NumPy alike."""
+    module = jnp if isinstance(x, jax.Array) else np
+    return 0.7 * module.tanh(1.3 * x + label[:, None]) - 0.2
+
+
+@in_float64
+def test_the_loss_under_edms_weight_and_preconditioning_is_edms() -> None:
+    """λ(σ)·‖D(y + n; σ) − y‖², written from table 1 of 2206.00364; and it is ‖F − F's target‖²."""
+    rng, sigma_data = np.random.default_rng(0), 0.6
+    y, eps, sigma = rng.standard_normal((5, 3)), rng.standard_normal((5, 3)), np.geomspace(0.002, 80, 5)
+    n, s2 = eps * sigma[:, None], (sigma**2)[:, None]
+    total = s2 + sigma_data**2
+    network = tanh_network(None, (y + n) / np.sqrt(total), np.log(sigma) / 4)
+    denoised = sigma_data**2 / total * (y + n) + sigma[:, None] * sigma_data / np.sqrt(total) * network
+    each = (total / (s2 * sigma_data**2)) * (denoised - y) ** 2
+
+    kind = parameterizations.edm(sigma_data)
+    denoise = NetworkDenoiser(ALL_SDES["edm"], None, tanh_network, kind)
+    found = losses.denoising_score_matching(denoise, y, eps, sigma, weight=losses.edm_weight(sigma_data))
+    np.testing.assert_allclose(found, each.sum(1), rtol=1e-9)
+    target = kind.target(ALL_SDES["edm"], y, eps, sigma[:, None])
+    np.testing.assert_allclose(found, np.sum((network - target) ** 2, axis=1), rtol=1e-9)
+
+
+@every_sde
+@in_float64
+def test_edms_weight_is_on_the_error_of_x0_at_the_same_noise_on_any_process(name: str) -> None:
+    process, t, sigma_data = PROCESSES[name], np.array([0.01, 0.3, 0.9]), 0.5
+    rng = np.random.default_rng(1)
+    x0, eps = rng.standard_normal((3, 4)), rng.standard_normal((3, 4))
+    denoise = NetworkDenoiser(SDES[name], None, tanh_network)
+    found = losses.denoising_score_matching(denoise, x0, eps, t, weight=losses.edm_weight(sigma_data))
+    x = process.alpha(t)[:, None] * x0 + process.sigma(t)[:, None] * eps
+    error = np.sum((np.asarray(denoise(jnp.asarray(x), t).x0) - x0) ** 2, axis=1)
+    s = process.sigma(t) / process.alpha(t)
+    np.testing.assert_allclose(found, (s**2 + sigma_data**2) / (s * sigma_data) ** 2 * error, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["edm", "vp", "flow"])
+@in_float64
+def test_log_normal_times_have_a_truncated_normal_log_of_sigma_over_alpha(name: str) -> None:
+    """SciPy's quantiles of the truncated law; the ends are those of [t_min, t_max], and nothing is left to divide."""
+    sde, t_min, mean, std = ALL_SDES[name], 2e-3, -1.1, 1.3
+    low, high = -0.5 * np.asarray(sde.log_snr(jnp.asarray([t_min, sde.t_start])))
+    law = scipy.stats.truncnorm((low - mean) / std, (high - mean) / std, loc=mean, scale=std)
+    u = np.linspace(0, 1, 41)
+    t, density = losses.log_normal_times(mean, std)(jnp.asarray(u), sde, t_min)
+    np.testing.assert_allclose(-0.5 * sde.log_snr(t[1:-1]), law.ppf(u[1:-1]), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(t[np.array([0, -1])], [t_min, sde.t_start], rtol=1e-6)
+    np.testing.assert_array_equal(density, np.ones(41))
+
+
+def test_log_normal_times_in_float32_are_within_the_grid_also_where_the_law_lies_outside_it() -> None:
+    sde, u = ALL_SDES["edm"], jnp.asarray([0.0, 1e-7, 0.5, 1 - 6e-8, 1.0])
+    for mean in (-1.2, -30.0, 30.0):
+        t, _ = losses.log_normal_times(mean, 1.2)(u, sde, 0.002)
+        assert np.all((t >= np.float32(0.002)) & (t <= 80)) and np.all(np.diff(t) >= 0), mean
+    exact = np.exp(-1.2 + 1.2 * scipy.stats.norm.ppf([0.01, 0.3, 0.5, 0.9, 0.999]))
+    t, _ = losses.log_normal_times()(jnp.asarray([0.01, 0.3, 0.5, 0.9, 0.999]), sde, 0.002)
+    np.testing.assert_allclose(t, exact, rtol=1e-3)
+
+
+def test_edms_objective_refuses_deviations_that_are_not_positive() -> None:
+    with pytest.raises(ValueError, match="sigma_data=0"):
+        losses.edm_weight(0)
+    with pytest.raises(ValueError, match=r"p_std=-1\.0"):
+        losses.log_normal_times(-1.2, -1.0)

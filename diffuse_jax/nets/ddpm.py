@@ -52,7 +52,7 @@ class DDPM(nn.Module):
         require(self.nf % 32 == 0, "nf", self.nf, "a multiple of 32, the number of groups of a normalisation")
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """x (batch, h, w, c), t (batch,), cond None or integer labels (batch,), as `NCSNpp`: float32 of x's shape."""
         check_inputs(self, x, t)
         style = Style(self.nonlinearity, self.dropout, group_size=1, dtype=self.dtype)

@@ -50,7 +50,7 @@ class MLP(nn.Module):
         )
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """x (batch, d), t (batch,), cond None or integer labels (batch,): float32 (batch, d)."""
         if x.ndim != 2 or t.shape != x.shape[:1]:
             raise ValueError(f"x must have shape (batch, d) and t shape (batch,); got {x.shape} and {t.shape}")

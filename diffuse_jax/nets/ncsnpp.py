@@ -87,7 +87,7 @@ class NCSNpp(nn.Module):
         require(sum(self.fir_kernel) != 0, "fir_kernel", self.fir_kernel, "numbers with a sum that is not 0")
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """x (batch, h, w, c), t (batch,), cond None or integer labels (batch,): float32 of x's shape.
 
         Label num_classes (or any outside 0..num_classes − 1) means "no label" and equals cond=None. h and w must be

@@ -7,6 +7,7 @@ from diffuse_jax.solvers.langevin import annealed_langevin, langevin
 from diffuse_jax.solvers.multistep import deis, dpm_solver_multi, ipndm, sa_solver, sde_dpm_solver, unipc
 from diffuse_jax.solvers.reverse import ancestral, euler_in_sigma, euler_maruyama, reverse_diffusion
 from diffuse_jax.solvers.runge_kutta import dpm_solver_single, stochastic_runge_kutta
+from diffuse_jax.solvers.score_sde import score_sde
 
 __all__ = [
     "Noise",
@@ -28,6 +29,7 @@ __all__ = [
     "predictor_corrector",
     "reverse_diffusion",
     "sa_solver",
+    "score_sde",
     "sde_dpm_solver",
     "stochastic_runge_kutta",
     "transport",

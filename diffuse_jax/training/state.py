@@ -1,7 +1,7 @@
 """The training state, the optimizer and the rate of the moving average (Song et al., 2011.13456, appendix G and H)."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def create_state(params: Any, optimizer: optax.GradientTransformation) -> TrainS
 def adam(
     learning_rate: float,
     *,
-    warmup: int = 0,
+    warmup: float = 0,
     clip: float | None = None,
     weight_decay: float = 0.0,
     b1: float = 0.9,
@@ -45,15 +45,18 @@ def adam(
     clipped) and decoupled weight decay −lr·`weight_decay`·p after (Loshchilov & Hutter, 1711.05101).
 
     The rate of the update made at step n is `learning_rate`·min(n/`warmup`, 1), counted from n = 0: as published, the
-    first update has rate 0 and only fills the moments. It depends on no total number of steps, so a run can be
-    prolonged. ValueError on a rate ≤ 0, a negative warm-up or a negative decay.
+    first update has rate 0 and only fills the moments. `warmup` need not be whole: a ramp over so many images is their
+    number over the batch's size. The rate depends on no total number of steps, so a run can be prolonged. ValueError on
+    a rate ≤ 0, a negative warm-up or a negative decay.
     """
     if not learning_rate > 0:
         raise ValueError(f"learning_rate = {learning_rate} must be positive")
     if warmup < 0 or weight_decay < 0:
         raise ValueError(f"warmup = {warmup} and weight_decay = {weight_decay} must not be negative")
-    constant = optax.constant_schedule(learning_rate)
-    rate = optax.linear_schedule(0.0, learning_rate, warmup) if warmup else constant
+
+    def rate(step: jax.Array) -> Any:
+        return learning_rate * jnp.minimum(step / warmup, 1.0) if warmup else learning_rate
+
     # Four links with the same states, whatever is switched off: a checkpoint's tree does not depend on the options.
     return optax.chain(
         optax.clip_by_global_norm(clip) if clip is not None and clip > 0 else optax.identity(),
@@ -64,23 +67,35 @@ def adam(
 
 
 def ema_decay(
-    *, rate: float | None = None, halflife_images: float | None = None, batch_size: int, warmup: bool = False
+    *,
+    rate: float | None = None,
+    halflife_images: float | None = None,
+    rampup_ratio: float | None = None,
+    batch_size: int,
+    warmup: bool = False,
 ) -> Callable[[jax.Array], jax.Array]:
     """The decay r of ema ← r·ema + (1 − r)·params as a function of the step: `rate` itself, or the rate under which a
     parameter's weight halves every `halflife_images` images, 0.5^(batch_size/halflife_images); exactly one is given.
 
-    With `warmup` it is min(r, (1 + step)/(10 + step)), so that a young average forgets its random start. ValueError
-    unless 0 ≤ rate < 1, or halflife_images > 0 and batch_size > 0.
+    A young average forgets its random start in one of two ways: with `rampup_ratio` the half-life is at most that part
+    of the images seen before the step (Karras et al., 2206.00364, appendix F: 0.05), so that step 0 copies the
+    parameters; with `warmup` r is at most (1 + step)/(10 + step). ValueError unless 0 ≤ rate < 1, or halflife_images >
+    0, batch_size > 0 and, where given, rampup_ratio > 0.
     """
     if (rate is None) == (halflife_images is None):
         raise ValueError(f"give exactly one of rate and halflife_images, not {rate=} and {halflife_images=}")
     if halflife_images is not None and not (halflife_images > 0 and batch_size > 0):
         raise ValueError(f"{halflife_images=} and {batch_size=} must be positive")
-    limit = rate if rate is not None else 0.5 ** (batch_size / cast(float, halflife_images))
-    if not 0 <= limit < 1:
-        raise ValueError(f"rate = {limit} must lie in [0, 1)")
+    if rampup_ratio is not None and (halflife_images is None or not rampup_ratio > 0):
+        raise ValueError(f"{rampup_ratio=} must be positive, and is for an average with halflife_images")
+    if rate is not None and not 0 <= rate < 1:
+        raise ValueError(f"rate = {rate} must lie in [0, 1)")
 
     def decay(step: jax.Array) -> jax.Array:
-        return jnp.minimum(limit, (1 + step) / (10 + step)) if warmup else jnp.asarray(limit)
+        r = jnp.asarray(rate if halflife_images is None else 0.5 ** (batch_size / halflife_images))
+        if rampup_ratio is not None:
+            # The images seen are no int32: long runs see more than 2³¹. At step 0 the half-life is 0.
+            r = jnp.minimum(r, jnp.exp2(-1 / (rampup_ratio * jnp.asarray(step, r.dtype))))
+        return jnp.minimum(r, (1 + step) / (10 + step)) if warmup else r
 
     return decay

@@ -1,5 +1,5 @@
 """What every U-Net must do, whatever its options: trace, refuse, compute in half precision, rematerialise, drop out,
-read labels.
+read labels; and have as many parameters as published ones.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from random_params import random_params
 
-from diffuse_jax.nets import DDPM, LinenNet, NCSNpp
+from diffuse_jax.nets import DDPM, LinenNet, NCSNpp, param_count
 from diffuse_jax.nets.layers import Attention, ResBlock, Style
 
 QUICK = {"xla_backend_optimization_level": 0}  # compiles in half the time
@@ -222,3 +222,27 @@ def test_kernels_start_uniform_with_the_stated_variance_and_branches_closed():
         assert 0.9 * width < np.abs(kernels[path]).max() <= width, path
         assert abs(np.var(kernels[path]) / (width**2 / 3) - 1) < 0.15, path
     assert not any(leaf.any() for path, leaf in kernels.items() if path[-1] == "bias")
+
+
+POSITIONAL = {"fir": False, "embedding_type": "positional", "progressive_input": "none", "scale_by_sigma": False}
+PYRAMIDS = {"progressive": "output_skip", "progressive_input": "input_skip"}
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "published"),
+    [
+        (NCSNpp(embedding_type="positional"), 32, 62_693_251),
+        (NCSNpp(), 32, 62_758_915),
+        (NCSNpp(num_res_blocks=8), 32, 107_587_075),
+        (NCSNpp(**POSITIONAL), 32, 61_804_419),
+        (NCSNpp(**POSITIONAL, num_res_blocks=8), 32, 106_632_579),
+        (DDPM(), 32, 35_218_947),
+        (NCSNpp(ch_mult=(1, 1, 2, 2, 2, 2, 2), num_res_blocks=2, **PYRAMIDS), 256, 65_574_549),
+        (NCSNpp(nf=16, ch_mult=(1, 2, 4, 8, 16, 32, 32, 32), num_res_blocks=1, **PYRAMIDS), 1024, 105_785_896),
+    ],
+    ids=["ncsnpp", "ncsnpp_continuous", "ncsnpp_deep", "ddpmpp", "ddpmpp_deep", "ddpm", "lsun_256", "ffhq_1024"],
+)
+def test_published_parameter_counts(module, size, published):
+    """The fixed frequencies of a Fourier embedding count as parameters, as they do in the published numbers."""
+    shapes = jax.eval_shape(lambda key: LinenNet(module).init(key, (size, size, 3)), jax.random.key(0))
+    assert param_count(shapes) == published

@@ -27,7 +27,7 @@ def numpy_adam(p, gradients, lr, warmup, clip, decay):
     return p
 
 
-@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize("warmup", [0, 5, 7.25])
 @pytest.mark.parametrize(("clip", "decay"), [(None, 0.0), (-1.0, 0.1), (1.0, 0.0)])
 def test_adam_is_the_papers_with_warm_up_clipping_and_decay(warmup, clip, decay):
     rng = np.random.default_rng(1)
@@ -107,10 +107,40 @@ def test_half_of_a_weight_is_left_after_the_half_life():
     np.testing.assert_allclose(decay ** (1000 / 50), 0.5, rtol=1e-5)
 
 
+def test_a_ramp_over_so_many_images_is_their_number_over_the_batchs_size():
+    """EDM's: the rate of an update is lr·min(images seen before it/10⁷, 1), with batches of 512."""
+    step, images = 0.01, 10e6 / 512
+    optimizer = training.adam(step, warmup=images)
+    memory = optimizer.init(jnp.zeros(1))
+    for n in (0, 1, 9765, 19531, 19532, 10**6):
+        clock = optax.tree.set(memory, count=jnp.int32(n), mu=jnp.ones(1), nu=jnp.ones(1))
+        scale, _ = optimizer.update(jnp.ones(1), clock, jnp.zeros(1))
+        full, _ = training.adam(step).update(jnp.ones(1), clock, jnp.zeros(1))
+        np.testing.assert_allclose(scale / full, min(n * 512 / 10e6, 1), rtol=1e-5)
+
+
+def test_a_half_life_that_ramps_up_is_the_published_recursion():
+    """2206.00364's program: half-life min(H, 0.05·images seen), decay 0.5^(batch/half-life), in float64 scalars."""
+    halflife, ratio, batch = 900.0, 0.05, 64
+    decay = jax.jit(training.ema_decay(halflife_images=halflife, rampup_ratio=ratio, batch_size=batch))
+    average = found = 5.0
+    for step in range(400):
+        value = math.sin(0.1 * step) + 2
+        beta = 0.5 ** (batch / max(min(halflife, step * batch * ratio), 1e-8))
+        average = beta * average + (1 - beta) * value
+        rate = float(decay(jnp.int32(step)))
+        found = rate * found + (1 - rate) * value
+        np.testing.assert_allclose(found, average, rtol=1e-5)
+        assert step > 0 or found == value
+    np.testing.assert_allclose(float(decay(jnp.int32(2**31 - 1))), 0.5 ** (batch / halflife), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "exactly one"),
+        ({"rate": 0.9, "rampup_ratio": 0.05}, "rampup_ratio=0.05"),
+        ({"halflife_images": 5.0, "rampup_ratio": 0.0}, "rampup_ratio=0.0"),
         ({"rate": 0.9, "halflife_images": 5.0}, "exactly one"),
         ({"rate": 1.0}, "rate = 1.0"),
         ({"halflife_images": 0.0}, "halflife_images=0.0"),

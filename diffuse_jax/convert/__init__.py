@@ -1,0 +1,33 @@
+"""Other programs' weights: pure functions from their named arrays and options to (network, variables), and readers of
+their files that run no foreign code."""
+
+from diffuse_jax.convert.diffusers import diffusers_process, from_diffusers, to_diffusers
+from diffuse_jax.convert.edm import from_edm
+from diffuse_jax.convert.files import Weights, read_options, read_weights, write_safetensors
+from diffuse_jax.convert.names import ConversionError
+from diffuse_jax.convert.score_sde import (
+    from_score_sde,
+    named_ema,
+    network_of,
+    options_of,
+    score_sde_params,
+    to_score_sde,
+)
+
+__all__ = [
+    "ConversionError",
+    "Weights",
+    "diffusers_process",
+    "from_diffusers",
+    "from_edm",
+    "from_score_sde",
+    "named_ema",
+    "network_of",
+    "options_of",
+    "read_options",
+    "read_weights",
+    "score_sde_params",
+    "to_diffusers",
+    "to_score_sde",
+    "write_safetensors",
+]

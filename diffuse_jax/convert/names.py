@@ -1,0 +1,30 @@
+"""Named arrays of another program against the names and shapes that a network there has."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+__all__ = ["ConversionError", "check_names"]
+
+
+class ConversionError(ValueError):
+    """Weights or options of another program that cannot be carried over; the message is one line."""
+
+
+def check_names(
+    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any], ignored: Collection[str] = ()
+) -> None:
+    """Raises ConversionError, listing every missing, unknown and misshapen name, unless `given` has exactly the names
+    and shapes of `expected`, and perhaps some of `ignored`."""
+    shapes = {name: tuple(array.shape) for name, array in given.items()}
+    problems = {
+        "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in shapes],
+        "unknown": [f"{name} {shape}" for name, shape in shapes.items() if name not in {*expected, *ignored}],
+        "of another shape": [
+            f"{name} is {shapes[name]} and must be {shape}"
+            for name, shape in expected.items()
+            if name in shapes and shapes[name] != tuple(shape)
+        ],
+    }
+    found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise ConversionError(f"the weights are not those of this network; {'; '.join(found)}")

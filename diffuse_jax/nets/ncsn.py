@@ -1,0 +1,422 @@
+"""The RefineNets of NCSN (Song & Ermon 2019, arXiv:1907.05600) and NCSNv2 (2020, arXiv:2006.09011).
+
+Down: two residual blocks a stage, the first of which halves the image by a 2×2 mean (dilation 1) or, deeper, looks
+wider instead (dilation > 1). Up: from the deepest stage to the first a refinement (Lin et al. 2017, arXiv:1611.06612)
+of the stage's output and of what came from below. The level of noise is told by its index t in the table of noise
+levels: NCSN reads it in every normalisation, NCSNv2 only divides its output by the noise level.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffuse_jax.nets.layers import NONLINEARITIES, make_tuple, mean_pool, require, sigma_table, whole
+
+NORMALIZATIONS = ("instance++", "instance", "variance", "group")
+INTERPOLATIONS = ("bilinear", "bilinear_corners", "nearest")
+
+# The published forms of NCSNv2 by the size of the image. The widths on the way up of the first are those of the JAX
+# program of Song et al. 2021; with (2, 2, 1, 1) it is the network of the PyTorch programs, and of NCSN there.
+NCSNV2_FORMS: dict[int, dict[str, tuple[int, ...]]] = {
+    64: {"ch_mult": (1, 2, 2, 2), "dilations": (1, 1, 2, 4), "refine_mult": (2, 2, 2, 1)},
+    128: {"ch_mult": (1, 2, 2, 4, 4), "dilations": (1, 1, 1, 2, 4), "refine_mult": (4, 2, 2, 1, 1)},
+    256: {"ch_mult": (1, 2, 2, 2, 4, 4), "dilations": (1, 1, 1, 1, 2, 4), "refine_mult": (4, 2, 2, 2, 1, 1)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineStyle:
+    """What all layers of a RefineNet agree on; `levels` is the number of noise levels that its normalisations tell
+    apart, None if they do not."""
+
+    nonlinearity: str
+    normalization: str
+    interpolation: str
+    unbiased: bool
+    affine: bool
+    levels: int | None
+    dtype: Any
+
+    def act(self, x: jax.Array) -> jax.Array:
+        return NONLINEARITIES[self.nonlinearity](x)
+
+
+def _about_one(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    return 1 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+def _about_one_and_zero(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """The last third of the columns is zero."""
+    return _about_one(key, shape, dtype).at[:, 2 * shape[1] // 3 :].set(0)
+
+
+def _standardize(x: jax.Array, axes: tuple[int, ...], ddof: int, epsilon: float = 1e-5) -> jax.Array:
+    variance = x.var(axes, keepdims=True, ddof=ddof)
+    return (x - x.mean(axes, keepdims=True)) / jnp.sqrt(variance + epsilon)
+
+
+class InstanceNormPlus(nn.Module):
+    """γ·(instance norm of x + α·m) + β, m being the channels' means, normalised over the channels (arXiv:1907.05600,
+    appendix A). With `levels`, γ, α and β are rows of a table, read at the index of the noise level."""
+
+    unbiased: bool
+    levels: int | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, index: jax.Array | None) -> jax.Array:
+        channels = x.shape[-1]
+        if self.levels is None:
+            gamma = self.param("gamma", _about_one, (channels,))
+            alpha = self.param("alpha", _about_one, (channels,))
+            beta = self.param("beta", nn.initializers.zeros, (channels,))
+        else:
+            table = self.param("table", _about_one_and_zero, (self.levels, 3 * channels))
+            gamma, alpha, beta = jnp.split(table[index][:, None, None, :], 3, axis=-1)
+        means = _standardize(x.mean((1, 2), keepdims=True), (3,), int(self.unbiased))
+        return gamma * (_standardize(x, (1, 2), 0) + alpha * means) + beta
+
+
+class InstanceNorm(nn.Module):
+    """Each channel of each image less its mean and over its deviation, scaled and shifted if `affine`."""
+
+    affine: bool
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = _standardize(x, (1, 2), 0, self.epsilon)
+        if not self.affine:
+            return h
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        return h * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+
+
+class VarianceNorm(nn.Module):
+    """Each channel of each image over its deviation, scaled; the mean stays."""
+
+    unbiased: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        variance = x.var((1, 2), keepdims=True, ddof=int(self.unbiased))
+        return x / jnp.sqrt(variance + 1e-5) * self.param("scale", _about_one, x.shape[-1:])
+
+
+def normalize(x: jax.Array, style: RefineStyle, index: jax.Array | None, name: str, epsilon: float = 1e-5) -> jax.Array:
+    """The normalisation of `style` in float32, inside a compact module; `epsilon` is that of "instance"."""
+    x = x.astype(jnp.float32)
+    if style.normalization == "instance++":
+        return InstanceNormPlus(style.unbiased, style.levels, name=name)(x, index)
+    if style.normalization == "instance":
+        return InstanceNorm(style.affine, epsilon, name=name)(x)
+    if style.normalization == "variance":
+        return VarianceNorm(style.unbiased, name=name)(x)
+    return nn.GroupNorm(32, epsilon=1e-6, dtype=jnp.float32, name=name)(x)
+
+
+def _conv(
+    x: jax.Array,
+    features: int,
+    dtype: Any,
+    name: str,
+    *,
+    size: int = 3,
+    dilation: int = 1,
+    bias: bool = True,
+    pooled: bool = False,
+) -> jax.Array:
+    """A convolution that keeps the image's size and starts uniform in ±1/√(fan in), bias too; one that is then pooled
+    starts normal of variance 1/fan in, with a bias of zero."""
+    bound = (size * size * x.shape[-1]) ** -0.5
+
+    def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    layer = nn.Conv(
+        features,
+        (size, size),
+        kernel_dilation=(dilation, dilation),
+        use_bias=bias,
+        kernel_init=nn.initializers.lecun_normal() if pooled else uniform,
+        bias_init=nn.initializers.zeros if pooled else uniform,
+        dtype=dtype,
+        name=name,
+    )
+    return layer(x.astype(dtype))
+
+
+def _corners_matrix(size: int, new: int) -> np.ndarray:
+    """Linear interpolation from `size` to `new` points whose first and last coincide: (new, size)."""
+    at = np.linspace(0, size - 1, new)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size))).astype(np.float32)
+
+
+def interpolate(x: jax.Array, shape: tuple[int, int], method: str) -> jax.Array:
+    """x (batch, h, w, c) at (batch, *shape, c): "nearest", "bilinear" between the centres of pixels, or
+    "bilinear_corners" with the corner pixels' centres kept in place."""
+    if x.shape[1:3] == shape:
+        return x
+    if method != "bilinear_corners":
+        return jax.image.resize(x, (x.shape[0], *shape, x.shape[3]), method)
+    rows, columns = (_corners_matrix(x.shape[axis + 1], shape[axis]).astype(x.dtype) for axis in (0, 1))
+    return jnp.einsum("ph,qw,bhwc->bpqc", rows, columns, x)
+
+
+class RefineResBlock(nn.Module):
+    """Norm–act–conv twice and a shortcut; `down` halves the image after the second convolution if dilation is 1."""
+
+    style: RefineStyle
+    features: int
+    dilation: int
+    down: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, index: jax.Array | None) -> jax.Array:
+        style, dilation, pooled = self.style, self.dilation, self.down and self.dilation == 1
+        h = style.act(normalize(x, style, index, "norm_0"))
+        width = x.shape[-1] if self.down else self.features
+        h = style.act(normalize(_conv(h, width, style.dtype, "conv_0", dilation=dilation), style, index, "norm_1"))
+        h = _conv(h, self.features, style.dtype, "conv_1", dilation=dilation, pooled=pooled)
+        if self.down:
+            size = 1 if pooled else 3
+            x = _conv(x, self.features, style.dtype, "shortcut", size=size, dilation=dilation, pooled=pooled)
+        return mean_pool(x) + mean_pool(h) if pooled else x + h
+
+
+class ConvUnits(nn.Module):
+    """`blocks` residual branches of act–conv twice, normalised first where normalisations know the noise."""
+
+    style: RefineStyle
+    blocks: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, index: jax.Array | None) -> jax.Array:
+        style = self.style
+        for block in range(self.blocks):
+            h = x
+            for i in range(2):
+                if style.levels is not None:
+                    h = normalize(h, style, index, f"block_{block}_norm_{i}")
+                h = _conv(style.act(h), x.shape[-1], style.dtype, f"block_{block}_conv_{i}", bias=False)
+            x = x + h
+        return x
+
+
+class ChainedPooling(nn.Module):
+    """act(x) plus a chain of two 5×5 pools and convolutions of it: of the maximum, or of the mean after a normalisation
+    that knows the noise."""
+
+    style: RefineStyle
+
+    @nn.compact
+    def __call__(self, x: jax.Array, index: jax.Array | None) -> jax.Array:
+        style = self.style
+        x = path = style.act(x)
+        for i in range(2):
+            if style.levels is None:
+                path = nn.max_pool(path, (5, 5), (1, 1), "SAME")
+            else:
+                path = nn.avg_pool(normalize(path, style, index, f"norm_{i}"), (5, 5), (1, 1), "SAME")
+            path = _conv(path, x.shape[-1], style.dtype, f"conv_{i}", bias=False)
+            x = x + path
+        return x
+
+
+class Refinement(nn.Module):
+    """Fuses the output of a stage with what came from below, at the stage's size and in `features` channels."""
+
+    style: RefineStyle
+    features: int
+    blocks: int
+
+    @nn.compact
+    def __call__(self, inputs: list[jax.Array], index: jax.Array | None) -> jax.Array:
+        style, fused = self.style, []
+        for i, x in enumerate(inputs):
+            h = ConvUnits(style, 2, name=f"input_{i}")(x, index)
+            if len(inputs) > 1:
+                if style.levels is not None:
+                    h = normalize(h, style, index, f"fusion_norm_{i}")
+                h = _conv(h, self.features, style.dtype, f"fusion_conv_{i}")
+                h = interpolate(h, (inputs[0].shape[1], inputs[0].shape[2]), style.interpolation)
+            fused.append(h)
+        h = ChainedPooling(style, name="pooling")(sum(fused[1:], start=fused[0]), index)
+        return ConvUnits(style, self.blocks, name="output")(h, index)
+
+
+class RefineNet(nn.Module):
+    """See the head of this module."""
+
+    style: RefineStyle
+    nf: int
+    ch_mult: tuple[int, ...]
+    dilations: tuple[int, ...]
+    refine_mult: tuple[int, ...]
+    last_epsilon: float
+    remat: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, index: jax.Array | None) -> jax.Array:
+        """x (batch, h, w, c): float32 (batch, h, w, c)."""
+        style, outputs = self.style, []
+        resblock = nn.remat(RefineResBlock) if self.remat else RefineResBlock
+        h = _conv(x, self.nf, style.dtype, "in_conv")
+        for stage, (mult, dilation) in enumerate(zip(self.ch_mult, self.dilations, strict=True)):
+            for i in range(2):
+                down, name = stage > 0 and i == 0, f"stage_{stage}_block_{i}"
+                h = resblock(style, self.nf * mult, dilation, down, name=name)(h, index)
+            outputs.append(h)
+        below: list[jax.Array] = []
+        for stage, mult in zip(reversed(range(len(outputs))), self.refine_mult, strict=True):
+            refinement = Refinement(style, self.nf * mult, 1 if stage else 3, name=f"refine_{stage}")
+            below = [refinement([outputs[stage], *below], index)]
+        h = style.act(normalize(below[0], style, index, "out_norm", self.last_epsilon))
+        return _conv(h, x.shape[-1], jnp.float32, "out_conv")
+
+
+def _check(net: Any) -> None:
+    """Raises ValueError for a field of either network that cannot work."""
+    require(whole(net.nf) and net.nf > 0, "nf", net.nf, "a positive integer")
+    for field in ("ch_mult", "dilations", "refine_mult"):
+        make_tuple(net, field)
+        value, stages = getattr(net, field), len(net.ch_mult)
+        ok = stages > 0 and len(value) == stages and all(whole(m) and m > 0 for m in value)
+        require(ok, field, value, f"a tuple of {max(stages, 1)} positive integers, one a stage as in ch_mult")
+    choices = {"nonlinearity": sorted(NONLINEARITIES), "interpolation": INTERPOLATIONS}
+    for field, allowed in choices.items():
+        require(getattr(net, field) in allowed, field, getattr(net, field), f"one of {allowed}")
+    require(whole(net.num_scales) and net.num_scales > 0, "num_scales", net.num_scales, "a positive integer")
+    require(0 < net.sigma_min <= net.sigma_max, "sigma_min", net.sigma_min, f"in (0, sigma_max = {net.sigma_max}]")
+    floating = jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating)
+    require(floating, "dtype", net.dtype, "a floating-point type such as jnp.bfloat16")
+
+
+def _apply(
+    net: Any, refine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, t: jax.Array, cond: jax.Array | None
+) -> jax.Array:
+    """What both networks do before and after their RefineNet."""
+    require(cond is None, "cond", cond, "absent: the network has no classes")
+    if x.ndim != 4 or t.shape != x.shape[:1]:
+        raise ValueError(
+            f"x must be images (batch, height, width, channels) and t (batch,); got {x.shape} and {t.shape}"
+        )
+    factor = 2 ** sum(dilation == 1 for dilation in net.dilations[1:])
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(
+            f"dilations {net.dilations} halve the image to 1/{factor}, so its height and width must be multiples of "
+            f"{factor}; got {x.shape[1]}×{x.shape[2]}"
+        )
+    index = t.astype(jnp.int32)
+    h = refine(x if net.centered else 2 * x - 1, index)
+    if not net.scale_by_sigma:
+        return h
+    return h / sigma_table(net.sigma_min, net.sigma_max, net.num_scales)[index][:, None, None, None]
+
+
+class NCSN(nn.Module):
+    """The RefineNet of NCSN, whose normalisations know the noise level; by default its CIFAR-10 network.
+
+    Stage i has nf·ch_mult[i] channels; its first block, unless i = 0, halves the image where dilations[i] is 1 and else
+    widens its view by that factor. refine_mult gives the widths on the way up, from the deepest stage to the first; the
+    default is that of the JAX program of Song et al. 2021, (2, 2, 1, 1) that of the PyTorch ones. Where a refinement
+    enlarges an image it is by `interpolation`: "bilinear" and "nearest" are what the JAX program reads,
+    "bilinear_corners" is what the PyTorch ones compute. Of its normalisations' variances, that over the channels is
+    `unbiased` in PyTorch (n − 1), not in JAX. `scale_by_sigma` divides the output by entry ⌊t⌋ of the geometric table
+    of num_scales levels from sigma_max down to sigma_min. `centered=False` says that x lies in [0, 1] and maps it to
+    2x − 1. `dtype` and `remat` as in `NCSNpp`. A value that cannot work raises ValueError when the module is made.
+    """
+
+    nf: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    dilations: tuple[int, ...] = (1, 1, 2, 4)
+    refine_mult: tuple[int, ...] = (2, 2, 2, 1)
+    nonlinearity: Literal["swish", "elu", "relu", "lrelu"] = "elu"
+    interpolation: Literal["bilinear", "bilinear_corners", "nearest"] = "bilinear"
+    unbiased: bool = False
+    scale_by_sigma: bool = False
+    centered: bool = False
+    sigma_min: float = 0.01
+    sigma_max: float = 1.0
+    num_scales: int = 10
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        """x (batch, h, w, c), t (batch,) indices in 0..num_scales − 1, cond None: float32 of x's shape.
+
+        h and w must be multiples of 2 to the number of halvings, else ValueError. There is no dropout: `train` is part
+        of the call of every network, and changes nothing here.
+        """
+        style = RefineStyle(
+            self.nonlinearity, "instance++", self.interpolation, self.unbiased, True, self.num_scales, self.dtype
+        )
+        refine = RefineNet(
+            style, self.nf, self.ch_mult, self.dilations, self.refine_mult, 1e-5, self.remat, name="refinenet"
+        )
+        return _apply(self, refine, x, t, cond)
+
+
+class NCSNv2(nn.Module):
+    """The RefineNet of NCSNv2, which reads the image alone and divides by σ; by default its CIFAR-10 network.
+
+    `NCSNV2_FORMS` has ch_mult, dilations and refine_mult of the networks for 64, 128 and 256 pixels. `normalization`:
+    "instance++" (arXiv:1907.05600), "instance" (with scale and bias if `affine`), "variance" (which keeps the mean), or
+    "group" (32 groups, so nf is a multiple of 32). `unbiased` is of "instance++" and "variance". `last_epsilon` is the
+    term that "instance" adds to the variance in the last normalisation, 1e-5 in the others: the PyTorch program of Song
+    et al. 2021 hands it num_scales there, and has no `affine`. All else is as in `NCSN`.
+    """
+
+    nf: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    dilations: tuple[int, ...] = (1, 1, 2, 4)
+    refine_mult: tuple[int, ...] = (2, 2, 2, 1)
+    normalization: Literal["instance++", "instance", "variance", "group"] = "instance++"
+    nonlinearity: Literal["swish", "elu", "relu", "lrelu"] = "elu"
+    interpolation: Literal["bilinear", "bilinear_corners", "nearest"] = "bilinear"
+    unbiased: bool = False
+    affine: bool = True
+    last_epsilon: float = 1e-5
+    scale_by_sigma: bool = True
+    centered: bool = False
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    num_scales: int = 232
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self)
+        ok = self.normalization in NORMALIZATIONS
+        require(ok, "normalization", self.normalization, f"one of {NORMALIZATIONS}")
+        require(self.last_epsilon > 0, "last_epsilon", self.last_epsilon, "positive")
+        grouped = self.normalization != "group" or self.nf % 32 == 0
+        require(grouped, "nf", self.nf, 'a multiple of 32, the number of groups of normalization "group"')
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        """As `NCSN`."""
+        style = RefineStyle(
+            self.nonlinearity, self.normalization, self.interpolation, self.unbiased, self.affine, None, self.dtype
+        )
+        refine = RefineNet(
+            style,
+            self.nf,
+            self.ch_mult,
+            self.dilations,
+            self.refine_mult,
+            self.last_epsilon,
+            self.remat,
+            name="refinenet",
+        )
+        return _apply(self, refine, x, t, cond)
