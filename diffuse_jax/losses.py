@@ -26,6 +26,7 @@ __all__ = [
     "log_normal_times",
     "sigma_squared",
     "stratify",
+    "table_times",
     "uniform_times",
 ]
 
@@ -94,6 +95,12 @@ def importance_times(u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Ar
     first, last = sde.log_snr(jnp.asarray([t_min, t_max]))
     t = jnp.clip(sde.inverse_log_snr(first + u * (last - first)), t_min, t_max)
     return t, sde.g2(t) / jnp.square(sde.sigma(t)) * (t_max - t_min) / (first - last)
+
+
+def table_times(u: Array, sde: Any, t_min: float = 1e-5) -> tuple[Array, Array]:
+    """Times of a process of a table (`DiscreteVP`, `DiscreteVE`), each entry as probable as another, and their density,
+    1; both (batch,)."""
+    return sde.table_times()[jnp.minimum((u * sde.N).astype(jnp.int32), sde.N - 1)], jnp.ones_like(u)
 
 
 def log_normal_times(p_mean: float = -1.2, p_std: float = 1.2) -> Callable[..., tuple[Array, Array]]:

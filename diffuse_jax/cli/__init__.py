@@ -1,4 +1,4 @@
-"""The command line: diffuse-jax train | sample | evaluate | likelihood | list."""
+"""The command line: diffuse-jax train | sample | evaluate | likelihood | import | export | list."""
 
 import argparse
 import os
@@ -21,6 +21,7 @@ Any field of an experiment can be given as --config.section.field=value; `train 
   diffuse-jax sample --workdir=runs/digits --num=100 --solver=heun --steps=20
   diffuse-jax evaluate --workdir=runs/digits
   diffuse-jax train --config=digits --workdir=runs/mine --config.data.source=path/to/images --config.data.image_size=32
+  diffuse-jax import --from=score_sde --source=checkpoint_14.pth --config=cifar10_ve_ncsnpp_continuous --workdir=runs/ve
 """
 
 _COMMANDS = {
@@ -28,13 +29,16 @@ _COMMANDS = {
     "sample": "Draw samples of a trained run into samples.npz and samples.png.",
     "evaluate": "Held-out loss, bits/dim and Fréchet distance of a trained run, as a table and evaluation.json.",
     "likelihood": "log p and bits/dim of each held-out image, into likelihood.npz and likelihood.json.",
+    "import": "Make a run of weights that score_sde, diffusers or EDM trained.",
+    "export": "Write a run's averaged parameters as safetensors, under the names of score_sde's PyTorch program.",
     "list": "The built-in experiments.",
 }
 
 _SOLVERS = """\
-solvers: euler_maruyama, reverse_diffusion, ancestral, ddpm (stochastic); ddim, heun, adaptive (probability flow; ddim
-takes --config.sampling.eta). A corrector follows a plus: reverse_diffusion+langevin (short: pc), or +batch_langevin,
-+annealed_langevin.
+solvers: euler_maruyama, reverse_diffusion, ancestral, ddpm (stochastic); ddim, heun, unipc, dpm_solver_multi, adaptive
+(probability flow), and the others of docs/solvers.md. A corrector follows a plus: reverse_diffusion+langevin (short:
+pc), or +batch_langevin, +annealed_langevin. score_sde:PREDICTOR[+CORRECTOR] is score_sde's own sampler:
+euler_maruyama, reverse_diffusion, ancestral or none; langevin or ald.
 """
 
 
@@ -57,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         made[name] = commands.add_parser(
             name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
         )
-    for name in ("train", "sample", "evaluate", "likelihood"):
+    _add_conversions(made["import"], made["export"])
+    for name in ("train", "sample", "evaluate", "likelihood", "export"):
         made[name].add_argument(
             "--config",
             default="digits" if name == "train" else None,
@@ -68,10 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     made["train"].add_argument(
         "--dry_run", action="store_true", help="print the resolved config, parameter count and memory, and stop"
     )
-    for name in ("sample", "evaluate", "likelihood"):
+    for name in ("sample", "evaluate", "likelihood", "export"):
         made[name].add_argument(
             "--checkpoint", type=_integer(0), metavar="STEP", help="the step to load (default: the latest)"
         )
+    for name in ("sample", "evaluate", "likelihood"):
         made[name].add_argument(
             "--seed", type=_integer(0, 2**32), default=0, help="the seed of what is random (default: 0)"
         )
@@ -93,6 +99,29 @@ def _parser() -> argparse.ArgumentParser:
         "--trajectory", action="store_true", help="also write trajectory.gif, an animation of the denoising"
     )
     return parser
+
+
+def _add_conversions(import_: argparse.ArgumentParser, export: argparse.ArgumentParser) -> None:
+    import_.add_argument(
+        "--from",
+        dest="program",
+        required=True,
+        choices=("score_sde", "diffusers", "edm"),
+        help="the program that trained the weights",
+    )
+    import_.add_argument(
+        "--source",
+        required=True,
+        help="its file: a checkpoint of score_sde (flax or .pth), a state_dict (.pth, .bin) or .safetensors; or the "
+        "folder of a diffusers pipeline",
+    )
+    import_.add_argument(
+        "--config",
+        help="the network's options: a JSON file of that program, or for score_sde an experiment of diffuse_jax "
+        "(default: what the files themselves say)",
+    )
+    import_.add_argument("--workdir", required=True, help="the folder of the run that is made")
+    export.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file that is written")
 
 
 def _integer(least: int, end: int | None = None) -> Callable[[str], int]:
@@ -137,11 +166,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from diffuse_jax.checkpoints import CheckpointError
     from diffuse_jax.cli import commands
     from diffuse_jax.config import ConfigError
+    from diffuse_jax.convert import ConversionError
     from diffuse_jax.data import DataError
 
     try:
-        return int(getattr(commands, args.command)(args, _joined(overrides)))
-    except (ConfigError, DataError, CheckpointError, OSError) as error:
+        return commands.COMMANDS[args.command](args, _joined(overrides))
+    except (ConfigError, DataError, CheckpointError, ConversionError, OSError) as error:
         print(f"diffuse-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except FloatingPointError as error:

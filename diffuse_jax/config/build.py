@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffuse_jax import losses, parameterizations
+from diffuse_jax import parameterizations
 from diffuse_jax.config.files import ConfigError
+from diffuse_jax.config.objectives import objectives
 from diffuse_jax.config.schema import NETWORKS
 from diffuse_jax.config.solvers import SamplingPlan, choose, sampling_plan
-from diffuse_jax.data import Dataset, load_dataset
+from diffuse_jax.data import TOYS, Dataset, load_dataset
+from diffuse_jax.data.augment import AUGMENT_DIM
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.parameterizations import Parameterization
@@ -34,7 +36,7 @@ from diffuse_jax.sde import (
     linear_betas,
 )
 from diffuse_jax.training import TrainState, adam, create_state, ema_decay
-from diffuse_jax.training.objectives import Objective, objective
+from diffuse_jax.training.objectives import Objective
 
 __all__ = ["DataInfo", "Experiment", "build", "check_numbers", "describe", "load_data"]
 
@@ -46,7 +48,7 @@ _PROCESSES: dict[str, Callable[[Any], SDE]] = {
     "cosine": lambda c: Cosine(s=c.s),
     "edm": lambda c: EDM(t_min=c.sigma_min, T=c.sigma_max),
     "flow": lambda c: RectifiedFlow(),
-    "ddpm": lambda c: DiscreteVP(linear_betas(c.num_scales, c.beta_min / c.num_scales, c.beta_max / c.num_scales)),
+    "ddpm": lambda c: DiscreteVP(_betas(c)),
     "smld": lambda c: DiscreteVE(geometric_sigmas(c.sigma_min, c.sigma_max, c.num_scales)),
 }
 _NOISE_LEVELS = {"edm": (0.002, 80.0)}
@@ -68,9 +70,7 @@ _LABELS = {
     "reversed_index": parameterizations.label_reversed_index,
     "nearest_index": parameterizations.label_nearest_index,
 }
-_WEIGHTS = {"sigma2": losses.sigma_squared, "g2": losses.g_squared}
-_TIMES = {"uniform": losses.uniform_times, "importance": losses.importance_times}
-_REDUCTIONS = {"mean": False, "half_sum": True}
+_INDICES = ("index", "reversed_index", "nearest_index")
 
 _LEAST = {
     "training.steps_per_call": 1,
@@ -156,11 +156,18 @@ def load_data(config: ConfigDict) -> Dataset:
 
 
 def describe(config: ConfigDict, dataset: Dataset | None = None) -> DataInfo:
-    """What the network must know of the data, without reading prepared data of which the config says it all."""
+    """What the network must know of the data, without reading data of which the config says it all. ConfigError
+    where it says another number of classes than they have."""
     c = config.data
-    if dataset is None and c.source.startswith("tfds:") and c.image_size and c.channels and not c.labels:
-        return DataInfo((c.image_size, c.image_size, c.channels), 256, None)
+    # What becomes images of the size that is asked for: a prepared data set, or a folder, be it here or not.
+    images = c.source.startswith("tfds:") or not (c.source in ("digits", *TOYS) or c.source.endswith((".npy", ".npz")))
+    if dataset is None and images and c.image_size and c.channels and (c.num_classes or not c.labels):
+        return DataInfo((c.image_size, c.image_size, c.channels), 256, c.num_classes if c.labels else None)
     dataset = dataset or load_data(config)
+    if c.labels and c.num_classes not in (None, dataset.num_classes):
+        raise ConfigError(
+            f"config.data.num_classes={c.num_classes}, but {dataset.name} has {dataset.num_classes} classes"
+        )
     return DataInfo(dataset.shape, dataset.levels, dataset.num_classes)
 
 
@@ -171,32 +178,9 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     sde = _process(config.sde)
     net = _network(config, data)
     parameterization = _parameterization(config, sde)
-    if config.model.get("scale_by_sigma") and (config.model.embedding_type, config.parameterization.label) != (
-        "fourier",
-        "sigma",
-    ):
-        raise ConfigError(
-            "config.model.scale_by_sigma divides the network's output by its label, which is σ only with "
-            "config.model.embedding_type='fourier' and config.parameterization.label='sigma'"
-        )
+    _check_label(config)
     params = _parameter_shapes(net, data)
-
-    def denoiser(params: Any) -> NetworkDenoiser:
-        return NetworkDenoiser(sde, params, net, parameterization, data.shape)
-
-    loss = {
-        "weight": choose(_WEIGHTS, config.loss.weight, "loss.weight"),
-        "draw_times": choose(_TIMES, config.loss.times, "loss.times"),
-        "stratified": config.loss.stratified,
-        "t_min": config.loss.t_min,
-        "half_sum": choose(_REDUCTIONS, config.loss.reduction, "loss.reduction"),
-        "levels": data.levels,
-        "centered": config.data.centered,
-    }
-    if not 0 < config.loss.t_min < sde.T:
-        raise ConfigError(f"config.loss.t_min={config.loss.t_min} must lie between 0 and {sde.T}")
-    if len(data.shape) == 1 and (config.data.flip or config.data.dequantize):
-        raise ConfigError("config.data.flip and config.data.dequantize are for images; the data are vectors")
+    loss, heldout_loss = objectives(config, sde, net, parameterization, data.shape, data.levels)
     return Experiment(
         config=config,
         data=data,
@@ -204,8 +188,8 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
         net=net,
         parameterization=parameterization,
         params=params,
-        loss=objective(denoiser, flip=config.data.flip, dequantize=config.data.dequantize, **loss),
-        heldout_loss=objective(denoiser, **loss),
+        loss=loss,
+        heldout_loss=heldout_loss,
         optimizer=_section(adam, "optimizer", **config.optimizer),
         ema=_section(ema_decay, "ema", batch_size=config.training.batch_size, **config.ema),
         plan=sampling_plan(config.sampling, sde),
@@ -235,8 +219,7 @@ def _process(config: ConfigDict) -> SDE:
             raise ConfigError(f"config.sde.name={config.name!r} made a {type(sde).__name__}, not a diffuse_jax.SDE")
         return sde
     make = choose(_PROCESSES, config.name, "sde.name")
-    levels = zip(("sigma_min", "sigma_max"), _NOISE_LEVELS.get(config.name, _SONGS_NOISE_LEVELS), strict=True)
-    c = SimpleNamespace(**{**config, **{name: level for name, level in levels if config[name] is None}})
+    c = SimpleNamespace(**{**config, **_noise_levels(config)})
     for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
         least, most = getattr(c, low), getattr(c, high)
         if not 0 < least < most:
@@ -252,6 +235,21 @@ def _process(config: ConfigDict) -> SDE:
     return _section(make, "sde", c)
 
 
+def _betas(c: Any) -> np.ndarray:
+    """The table of a DDPM."""
+    if c.betas is None:
+        return linear_betas(c.num_scales, c.beta_min / c.num_scales, c.beta_max / c.num_scales)
+    if len(c.betas) != c.num_scales:
+        raise ConfigError(f"config.sde.betas has {len(c.betas)} entries, and config.sde.num_scales={c.num_scales}")
+    return np.asarray(c.betas, np.float64)
+
+
+def _noise_levels(config: ConfigDict) -> dict[str, float]:
+    """sigma_min and sigma_max of `config.sde`, or where it leaves them open those of the process."""
+    levels = zip(("sigma_min", "sigma_max"), _NOISE_LEVELS.get(config.name, _SONGS_NOISE_LEVELS), strict=True)
+    return {name: level if config.get(name) is None else config[name] for name, level in levels}
+
+
 def _parameterization(config: ConfigDict, sde: SDE) -> Parameterization:
     c = config.parameterization
     make = choose(_PARAMETERIZATIONS, c.name, "parameterization.name")
@@ -260,27 +258,72 @@ def _parameterization(config: ConfigDict, sde: SDE) -> Parameterization:
         jax.eval_shape(lambda: label(sde, 0.5 * sde.T))
     except TypeError as error:
         raise ConfigError(f"config.parameterization.label={c.label!r}: {_line(error)}") from error
-    if c.label == "edm" and (config.model.name == "mlp" or config.model.get("embedding_type") == "fourier"):
+    return _section(make, "parameterization", c)._replace(label=label)
+
+
+def _check_label(config: ConfigDict) -> None:
+    """ConfigError where a network of `NETWORKS` takes its label for another one than it is told."""
+    model, label = config.model, config.parameterization.label
+    fourier = "fourier" in (model.get("embedding_type"), model.get("time_embedding_type"))
+    if label == "edm" and (model.name == "mlp" or (fourier and model.name != "song_unet")):
         raise ConfigError(
             "config.parameterization.label='edm' is negative at small noise, and the network takes its logarithm: with "
-            "config.model.name='mlp' or config.model.embedding_type='fourier' the label must be 'sigma', or 't'"
+            f"config.model.name={model.name!r} the label must be 'sigma', or 't'"
         )
-    return _section(make, "parameterization", c)._replace(label=label)
+    if ":" in model.name:
+        return
+    if fourier and (model.get("scale_by_sigma") or model.name == "unet2d") and label != "sigma":
+        raise ConfigError(
+            f"config.parameterization.label={label!r} must be 'sigma': with Fourier features config.model.name="
+            f"{model.name!r} divides its output by the label, as config.model.scale_by_sigma says where there is one"
+        )
+    if model.get("scale_by_sigma") and not fourier and (config.sde.name, label) != ("smld", "reversed_index"):
+        raise ConfigError(
+            "config.model.scale_by_sigma divides the network's output by the entry of a descending table of noise "
+            "levels that its label names: it needs config.sde.name='smld' and config.parameterization.label="
+            "'reversed_index', or of ncsnpp config.model.embedding_type='fourier' and label='sigma'"
+        )
+    if model.name == "ncsn" and label not in _INDICES:
+        raise ConfigError(
+            f"config.parameterization.label={label!r} must be one of {', '.join(_INDICES)}, of a process of a table: "
+            "config.model.name='ncsn' has parameters for each noise level"
+        )
 
 
 def _network(config: ConfigDict, data: DataInfo) -> LinenNet:
     options = {name: value for name, value in config.model.items() if name != "name"}
     if ":" in config.model.name:
         module = _imported(config.model.name, "model.name")
+        if data.num_classes is not None:
+            options["num_classes"] = data.num_classes
     else:
         module = choose(NETWORKS, config.model.name, "model.name")
         if "dtype" in options:
             options["dtype"] = _dtype(options["dtype"])
-        if config.model.name != "mlp":
-            options["centered"] = config.data.centered
-    if data.num_classes is not None:
-        options["num_classes"] = data.num_classes
+        names = {field.name for field in fields(module)}
+        if data.num_classes is not None and not names & {"num_classes", "label_dim"}:
+            raise ConfigError(f"config.data.labels=True: config.model.name={config.model.name!r} reads no classes")
+        if config.data.augment and "augment_dim" not in names:
+            raise ConfigError(
+                f"config.data.augment={config.data.augment}: config.model.name={config.model.name!r} is not told how "
+                "an image was transformed, and would learn to draw such images; song_unet and adm are"
+            )
+        options |= {name: value for name, value in _derived(config, data).items() if name in names}
     return LinenNet(_section(module, "model", **options))
+
+
+def _derived(config: ConfigDict, data: DataInfo) -> dict[str, Any]:
+    """The values of the fields `schema.DERIVED` of networks."""
+    return {
+        "num_classes": data.num_classes,
+        "label_dim": data.num_classes or 0,
+        "centered": config.data.centered,
+        "img_resolution": data.shape[0],
+        "out_channels": data.shape[-1],
+        "augment_dim": AUGMENT_DIM if config.data.augment else 0,
+        "num_scales": config.sde.get("num_scales", 1000),
+        **_noise_levels(config.sde),
+    }
 
 
 def _dtype(name: str) -> Any:

@@ -70,11 +70,7 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"--config={name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={name}: get_config() returned {type(config).__name__}, not a ConfigDict")
-    config = override(config, overrides)
-    # A run finds its data from wherever it is gone on with.
-    if os.path.exists(config.data.source):
-        config.data.source = os.path.abspath(config.data.source)
-    return config
+    return override(config, overrides)
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -96,7 +92,11 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             config[section][name] = None
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
-        return values.config
+        config = values.config
+        # A run finds its data from wherever it is gone on with.
+        if os.path.exists(config.data.source):
+            config.data.source = os.path.abspath(config.data.source)
+        return config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(_one_line(config, overrides, error)) from error
 

@@ -1,6 +1,8 @@
 """The fields of an experiment and their defaults: an experiment file takes `base()` and changes what differs."""
 
 import dataclasses
+import types
+import typing
 from typing import Any
 
 import flax.linen as nn
@@ -8,24 +10,55 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffuse_jax.nets import DDPM, MLP, NCSNpp
+from diffuse_jax.nets.edm import ADM, SongUNet
+from diffuse_jax.nets.ncsn import NCSN, NCSNv2
+from diffuse_jax.nets.unet2d import UNet2D
 
-__all__ = ["NETWORKS", "base", "network"]
+__all__ = ["DERIVED", "NETWORKS", "base", "network"]
 
-NETWORKS: dict[str, type[nn.Module]] = {"ncsnpp": NCSNpp, "ddpm": DDPM, "mlp": MLP}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "ncsnpp": NCSNpp,
+    "ddpm": DDPM,
+    "ncsn": NCSN,
+    "ncsnv2": NCSNv2,
+    "song_unet": SongUNet,
+    "adm": ADM,
+    "unet2d": UNet2D,
+    "mlp": MLP,
+}
 
-# Not options of an experiment: the data say how many classes there are, and their range says `centered`; the table of
-# noise levels belongs to processes in discrete time.
-_DERIVED = ("name", "parent", "num_classes", "centered", "sigma_min", "sigma_max", "num_scales")
+#: Fields of networks that are not options of an experiment: the data say how large the images are, how many channels
+#: and classes there are, and whether they are augmented, and their range says `centered`; the table of noise levels
+#: is that of the process.
+DERIVED = (
+    "num_classes",
+    "label_dim",
+    "centered",
+    "img_resolution",
+    "out_channels",
+    "augment_dim",
+    "sigma_min",
+    "sigma_max",
+    "num_scales",
+)
 
 
 def network(name: str, **options: Any) -> ConfigDict:
     """`config.model` for a network of `NETWORKS`: every field of the module at its default, but for those given."""
     config = ConfigDict({"name": name})
     for field in dataclasses.fields(NETWORKS[name]):
-        if field.name not in _DERIVED:
-            config[field.name] = "float32" if field.name == "dtype" else field.default
+        if field.name not in (*DERIVED, "name", "parent"):
+            config[field.name] = "float32" if field.name == "dtype" else _default(field)
     config.update(options)
     return config
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """The default of a field, or where that is None a placeholder of the field's type."""
+    if field.default is not None:
+        return field.default
+    (kind,) = [kind for kind in typing.get_args(field.type) if kind is not types.NoneType]
+    return placeholder(str if typing.get_origin(kind) is typing.Literal else kind)
 
 
 def base() -> ConfigDict:
@@ -49,6 +82,8 @@ def base() -> ConfigDict:
                 "holdout": 0.1,
                 # Train on class labels too.
                 "labels": False,
+                # How many classes the labels name; what the data have where None.
+                "num_classes": placeholder(int),
                 # Leave out images that cannot be decoded instead of refusing the folder.
                 "skip_unreadable": False,
                 # Values in [-1, 1] if true, in [0, 1] if false.
@@ -57,6 +92,9 @@ def base() -> ConfigDict:
                 "flip": False,
                 # Spread each grey level uniformly over its cell.
                 "dequantize": False,
+                # The probability of each of EDM's geometric transformations of an image, which also tell song_unet and
+                # adm what was done; mirroring, the first, is done to half of all images. 0: none.
+                "augment": 0.0,
             },
             "sde": {
                 # vp, subvp, ve, cosine, edm, flow, ddpm, smld, or "package.module:function" that makes a process from
@@ -72,6 +110,8 @@ def base() -> ConfigDict:
                 "s": 0.008,
                 # ddpm, smld: the number of entries of the table.
                 "num_scales": 1000,
+                # ddpm: the table itself, in place of the line from beta_min/num_scales to beta_max/num_scales.
+                "betas": placeholder(tuple),
             },
             "model": network("ncsnpp"),
             "parameterization": {
@@ -84,10 +124,14 @@ def base() -> ConfigDict:
                 "sigma_data": 0.5,
             },
             "loss": {
-                # sigma2: the plain loss on eps; g2: likelihood weighting.
+                # sigma2: the plain loss on eps; g2: likelihood weighting; edm: that of the F of EDM's preconditioning.
                 "weight": "sigma2",
-                # uniform, or importance: proportional to g²/σ².
+                # uniform; importance: proportional to g²/σ²; table: the entries of the table of ddpm and smld;
+                # log_normal: log σ/α is normal.
                 "times": "uniform",
+                # log_normal: mean and standard deviation.
+                "p_mean": -1.2,
+                "p_std": 1.2,
                 # Spread the times of a batch evenly.
                 "stratified": True,
                 "t_min": 1e-5,
@@ -96,7 +140,8 @@ def base() -> ConfigDict:
             },
             "optimizer": {
                 "learning_rate": 2e-4,
-                "warmup": 1000,
+                # Steps, not necessarily a whole number, over which the rate rises from 0.
+                "warmup": 1000.0,
                 # Largest global norm of the gradient; 0 does not clip.
                 "clip": 1.0,
                 "weight_decay": 0.0,
@@ -110,6 +155,8 @@ def base() -> ConfigDict:
                 "halflife_images": placeholder(float),
                 # Forget faster at the start: at most (1 + step)/(10 + step).
                 "warmup": False,
+                # halflife_images is at most this share of the images seen so far.
+                "rampup_ratio": placeholder(float),
             },
             "training": {
                 "steps": 1000,
@@ -126,7 +173,9 @@ def base() -> ConfigDict:
                 "sample_every": 500,
             },
             "sampling": {
-                # A solver, or "predictor+corrector"; see `diffuse-jax sample --help`.
+                # A solver, or "predictor+corrector"; see `diffuse-jax sample --help`. "score_sde:predictor" and
+                # "score_sde:predictor+corrector" are score_sde's own sampler, with its grid in place of uniform:
+                # euler_maruyama, reverse_diffusion, ancestral or none, and langevin or ald.
                 "solver": "heun",
                 "steps": 20,
                 # uniform in time, log_snr, karras, quadratic, cosine; leading, trailing or linspace: `steps` times of
@@ -143,7 +192,7 @@ def base() -> ConfigDict:
                 # Of solvers that come in several, and the strength of noise; the solver's own where None.
                 "order": placeholder(int),
                 "eta": placeholder(float),
-                # euler_maruyama: 0 is the probability flow, 1 the reverse SDE.
+                # euler_maruyama, score_sde: 0 is the probability flow, 1 the reverse SDE.
                 "kappa": 1.0,
                 # edm: S_churn, S_tmin, S_tmax and S_noise of EDM.
                 "churn": 0.0,

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from diffuse_jax import sampling, solvers, times
 from diffuse_jax.config.files import ConfigError
-from diffuse_jax.sde import SDE
+from diffuse_jax.denoiser import from_score
+from diffuse_jax.sde import SDE, VE, VP, DiscreteVE, DiscreteVP, SubVP
 
 __all__ = ["CORRECTORS", "SOLVERS", "SamplingPlan", "choose", "sampling_plan"]
 
@@ -50,6 +51,16 @@ CORRECTORS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
 _READ_BY = {
     "order": ("dpm_solver_single", "dpm_solver_multi", "sde_dpm_solver", "sa_solver", "unipc", "deis", "ipndm"),
     "eta": ("ddim", "sde_dpm_solver", "sa_solver", "stochastic_runge_kutta"),
+}
+#: "score_sde:PREDICTOR" and "score_sde:PREDICTOR+CORRECTOR" are score_sde's own sampler of these processes, with its
+#: discretization of each, and where it ends if not where the process does.
+_SCORE_SDE = "score_sde:"
+_SCORE_SDE_OF: dict[type[SDE], tuple[str, float | None]] = {
+    VP: ("vp", None),
+    SubVP: ("euler", None),
+    VE: ("ve", None),
+    DiscreteVP: ("ddpm", 1e-3),
+    DiscreteVE: ("smld", 1e-5),
 }
 _SHORT = {"pc": "reverse_diffusion+langevin"}
 #: Grids of `steps` steps down to t_min, and those that give `steps` times of a table or the times themselves.
@@ -102,27 +113,62 @@ def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
     if config.corrector_steps < 1:
         raise ConfigError(f"config.sampling.corrector_steps={config.corrector_steps} must be at least 1")
     for field, readers in _READ_BY.items():
-        if config[field] is not None and predictor in SOLVERS and predictor not in readers:
+        known = predictor in SOLVERS or predictor.startswith(_SCORE_SDE)
+        if config[field] is not None and known and predictor not in readers:
             raise ConfigError(
                 f"config.sampling.{field}={config[field]} is not read by {predictor}, but by {', '.join(readers)}"
             )
     if config.t_min is not None and config.grid in _OF_TIMES:
         raise ConfigError(f"config.sampling.t_min={config.t_min} is not read by config.sampling.grid={config.grid!r}")
-    make_solver, make_grid = choose(SOLVERS, predictor, "sampling.solver"), choose(_GRIDS, config.grid, "sampling.grid")
+    make = _score_sde if name.startswith(_SCORE_SDE) else _solver_and_grid
     try:
-        solver = make_solver(config)
-        if plus:
-            solver = solvers.predictor_corrector(solver, choose(CORRECTORS, corrector, "sampling.solver")(config))
-        grid = make_grid(sde, config)
-        if name == "annealed_langevin":
-            # It moves x at the times from which steps begin: the last one too.
-            grid = jnp.append(grid, grid[-1])
+        solver, grid = make(config, sde, predictor, corrector if plus else None)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.sampling: {error}") from error
     finish = choose(_FINISHES, config.finish, "sampling.finish")
     return SamplingPlan(name, solver, grid, finish, choose(_NOISES, config.noise, "sampling.noise"))
+
+
+def _solver_and_grid(
+    config: ConfigDict, sde: SDE, predictor: str, corrector: str | None
+) -> tuple[solvers.Solver, jax.Array]:
+    make_solver, make_grid = choose(SOLVERS, predictor, "sampling.solver"), choose(_GRIDS, config.grid, "sampling.grid")
+    solver = make_solver(config)
+    if corrector is not None:
+        solver = solvers.predictor_corrector(solver, choose(CORRECTORS, corrector, "sampling.solver")(config))
+    grid = make_grid(sde, config)
+    if predictor == "annealed_langevin" and corrector is None:
+        # It moves x at the times from which steps begin: the last one too.
+        grid = jnp.append(grid, grid[-1])
+    return solver, grid
+
+
+def _score_sde(config: ConfigDict, sde: SDE, predictor: str, corrector: str | None) -> tuple[solvers.Solver, jax.Array]:
+    if type(sde) not in _SCORE_SDE_OF:
+        names = ", ".join(kind.__name__ for kind in _SCORE_SDE_OF)
+        raise ConfigError(f"config.sampling.solver={config.solver!r} is not for {type(sde).__name__}, but for {names}")
+    if config.grid != "uniform":
+        raise ConfigError(
+            f"config.sampling.grid={config.grid!r} is not read by {predictor}, whose times are those of score_sde: "
+            "leave it at 'uniform'"
+        )
+    if config.kappa not in (0, 1):
+        raise ConfigError(f"config.sampling.kappa={config.kappa} must be 1 (the reverse SDE) or 0 (the flow)")
+    discretization, t_min = _SCORE_SDE_OF[type(sde)]
+    solver = solvers.score_sde(
+        predictor.removeprefix(_SCORE_SDE),
+        corrector,
+        discretization,
+        snr=config.snr,
+        steps=config.corrector_steps,
+        probability_flow=config.kappa == 0,
+    )
+    grid = times.score_sde(sde, config.steps, t_min if config.t_min is None else config.t_min)
+    # It says what it cannot do with these steps when it begins: here, and not where it is compiled.
+    solver.init(jnp.zeros(1), grid, from_score(sde, lambda x, t: -x))
+    return solver, grid
 
 
 def choose(table: dict[str, Any], name: str, field: str) -> Any:

@@ -20,15 +20,22 @@ class LinenNet:
     module: nn.Module
 
     def __call__(
-        self, params: Any, x: jax.Array, t: jax.Array | float, *, cond: Any = None, rng: jax.Array | None = None
+        self,
+        params: Any,
+        x: jax.Array,
+        t: jax.Array | float,
+        *,
+        cond: Any = None,
+        rng: jax.Array | None = None,
+        **more: Any,
     ) -> jax.Array:
         """x (batch, …), t a scalar or (batch,): an array like x.
 
         With `rng` the module is in training mode and draws its dropout from it. `cond` reaches the module only where it
-        is given, so that a module without conditions need not name it.
+        is given, so that a module without conditions need not name it; so do other keywords, such as `augment`.
         """
         t = jnp.broadcast_to(jnp.asarray(t), x.shape[:1])
-        extra = {} if cond is None else {"cond": cond}
+        extra = more if cond is None else {"cond": cond, **more}
         rngs = None if rng is None else {"dropout": rng}
         y = self.module.apply({"params": params}, x, t, train=rng is not None, rngs=rngs, **extra)
         return cast(jax.Array, y)

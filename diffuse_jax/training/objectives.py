@@ -1,5 +1,7 @@
 """What a run descends: denoising score matching of a batch of data, each row with randomness of its own."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffuse_jax.data.augment import augment
 from diffuse_jax.data.preprocess import preprocess
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.losses import denoising_score_matching, stratify
@@ -31,6 +34,7 @@ def objective(
     centered: bool,
     flip: bool = False,
     dequantize: bool = False,
+    augmentation: float = 0.0,
 ) -> Objective:
     """The loss(params, batch, rows, rng) -> (B,) that `train_step` takes; a batch is {"x": uint8 images or float
     vectors, optionally "label": integers}.
@@ -38,7 +42,8 @@ def objective(
     `denoiser(params)` makes the denoiser; `weight`, `draw_times` and `t_min` are those of `diffuse_jax.losses`, and
     `stratified` spreads the times of a batch evenly. A row's sum over its dimensions is halved where `half_sum`, else
     divided by their number. `levels`, `centered`, `flip` and `dequantize` are those of `diffuse_jax.data.preprocess`.
-    Dropout is off where rng is None.
+    Each transformation of `diffuse_jax.data.augment` has probability `augmentation`, and the network is told of
+    it as its argument `augment` (EDM, 2206.00364, appendix F.2). Dropout is off where rng is None.
     """
 
     def loss(params: Any, batch: dict[str, jax.Array], rows: Rows, rng: jax.Array | None) -> jax.Array:
@@ -46,6 +51,9 @@ def objective(
         x0 = preprocess(
             batch["x"], _stream(rows, 0), levels=levels, centered=centered, flip=flip, dequantize=dequantize
         )
+        if augmentation:
+            x0, done = augment(_stream(rows, 3), x0, augmentation)
+            denoise = dataclasses.replace(denoise, net=functools.partial(denoise.net, augment=done))
         eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(_stream(rows, 1))
         u = jax.vmap(lambda key: jax.random.uniform(key, dtype=x0.dtype))(_stream(rows, 2))
         if stratified:

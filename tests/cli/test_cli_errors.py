@@ -16,6 +16,7 @@ from cli_models import TINY, run
 from PIL import Image
 
 import diffuse_jax
+from diffuse_jax.cli.commands import COMMANDS
 from diffuse_jax.cli.train import only_trainer
 from diffuse_jax.config import ConfigError, DataInfo, build, read
 from diffuse_jax.config.run import read_run, write_run
@@ -240,7 +241,7 @@ def test_an_interrupt_outside_of_training_ends_in_one_line(toy_run, monkeypatch,
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("diffuse_jax.cli.commands.sample", interrupt)
+    monkeypatch.setitem(COMMANDS, "sample", interrupt)
     assert run("sample", f"--workdir={toy_run}") == 130
     assert capsys.readouterr().err == "diffuse-jax: interrupted\n"
 

@@ -1,0 +1,21 @@
+"""CIFAR-10 with its classes, EDM, NCSN++."""
+
+from ml_collections import ConfigDict
+
+from diffuse_jax.config import read
+from diffuse_jax.config.published import EDM_SPREAD, Published, fid
+
+PUBLISHED = Published(
+    source="Karras et al., 2206.00364, table 2, and the README of edm",
+    original="--cond=1 --arch=ncsnpp",
+    parameters=56_400_771,
+    nfe=35,
+    fid=fid(1.79, band=0.12, reason=EDM_SPREAD),
+)
+
+
+def get_config() -> ConfigDict:
+    config = read("cifar10_edm_ncsnpp")
+    config.data.labels = True
+    config.data.num_classes = 10
+    return config
