@@ -65,9 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("train", "sample", "evaluate", "likelihood", "export"):
         made[name].add_argument(
             "--config",
-            default="digits" if name == "train" else None,
             help="an experiment: a file, or the name of a built-in one (default: "
-            + ("digits)" if name == "train" else "that of the run)"),
+            + ("that of the run, digits for a new one)" if name == "train" else "that of the run)"),
         )
         made[name].add_argument("--workdir", help="the folder of the run (default: runs/NAME of --config)")
     made["train"].add_argument(

@@ -56,7 +56,7 @@ def export(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     options = score_sde_options(run.experiment)
     arrays = to_score_sde(run.experiment.net.module, run.denoise.params, run.experiment.data.shape)
     output = pathlib.Path(args.output)
-    write_safetensors(free_name(output), arrays, options)
+    write_safetensors(free_name(output), arrays, options, run.step)
     print(f"{len(arrays)} arrays of step {run.step} in {output}")
     return 0
 

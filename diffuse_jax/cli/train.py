@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.run import labels_in_turn, picture, sampler, to_data, workdir_of
-from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, read
-from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, write_run
+from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, override, read
+from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, read_run, write_run
 from diffuse_jax.data import Batches, Dataset, prefetch
 from diffuse_jax.evaluation import HeldoutLoss, mean_and_error, save_png
 from diffuse_jax.nets import param_count
@@ -30,7 +30,7 @@ GridDrawer = Callable[[TrainState, int], pathlib.Path]
 
 def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Trains an experiment in its workdir, from its last checkpoint where there is one."""
-    config = read(args.config, overrides)
+    config = _config(args, overrides)
     check_numbers(config)  # before the data, which may take long
     mesh = make_mesh()
     try:
@@ -54,6 +54,14 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             workdir / CHECKPOINTS, keep=config.training.keep, keep_every=config.training.keep_every or None
         ) as kept:
             return _run(experiment, dataset, workdir, kept, mesh)
+
+
+def _config(args: argparse.Namespace, overrides: Sequence[str]) -> ConfigDict:
+    """The experiment of --config; without one that of the run in --workdir, or digits where there is none."""
+    if args.config is None and args.workdir and is_run(args.workdir):
+        return override(read_run(args.workdir)[0], overrides)
+    args.config = args.config or "digits"
+    return read(args.config, overrides)
 
 
 @contextlib.contextmanager

@@ -145,6 +145,8 @@ class Experiment:
 def load_data(config: ConfigDict) -> Dataset:
     """The data set of `config.data`; DataError where it cannot be had."""
     c = config.data
+    if not c.source:
+        raise ConfigError("config.data.source is empty: it is not known what the network was trained on; name the data")
     return load_dataset(
         c.source,
         image_size=c.image_size,

@@ -82,6 +82,8 @@ def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[st
     its data where they have another shape or another number of training rows, of those known."""
     stored, stored_data = read_run(workdir)
     old, new = _flat(stored), _flat(config)
+    if not old.get("data.source"):  # of imported weights; it may be given later
+        old["data.source"] = new.get("data.source")
     differences = [
         f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())

@@ -89,12 +89,14 @@ def read_options(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_safetensors(
-    path: str | os.PathLike[str], arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str], arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None, step: int = 0
 ) -> None:
-    """Writes named arrays as safetensors, with options, which JSON can hold, in the file's header. The file takes its
-    name when it is whole, and its folder is made where missing."""
+    """Writes named arrays as safetensors, the step and options, which JSON can hold, in the header. The
+    file takes its name when it is whole, and its folder is made where missing."""
     ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
-    header = {"format": "pt"} if options is None else {"format": "pt", _OPTIONS: json.dumps(options)}
+    header = {"format": "pt", _STEP: str(step)}
+    if options is not None:
+        header[_OPTIONS] = json.dumps(options)
     with written_atomically(path) as file:
         file.write(safetensors.numpy.save(ordered, header))
 
@@ -218,7 +220,7 @@ def _torch(payload: Any, read: Callable[..., Any]) -> Weights:
     if isinstance(payload.get("model"), dict):
         tensors = payload["model"]
         step = payload.get("step", 0)
-        ema = payload["ema"].get("shadow_params") if isinstance(payload.get("ema"), dict) else None
+        ema = _shadow_params(payload["ema"]) if payload.get("ema") is not None else None
     elif isinstance(payload.get("state_dict"), dict):
         tensors = payload["state_dict"]
     else:
@@ -240,6 +242,14 @@ def _torch(payload: Any, read: Callable[..., Any]) -> Weights:
     )
 
 
+def _shadow_params(ema: Any) -> list[Any]:
+    """The averages; to leave out those of another kind would be to take raw weights for averaged ones."""
+    averages = ema.get("shadow_params") if isinstance(ema, dict) else None
+    if not isinstance(averages, list):
+        raise ConversionError("its ema lacks the list shadow_params, which score_sde's checkpoints have")
+    return averages
+
+
 def _pickle(file: IO[bytes]) -> Weights:
     named = first_global(file)
     raise ConversionError(
@@ -257,8 +267,8 @@ _SAFETENSORS = {
 }
 
 
-#: Where the header of a file that was written here keeps the options.
-_OPTIONS = "options"
+#: Where the header of a file that was written here keeps the options and the step.
+_OPTIONS, _STEP = "options", "step"
 
 
 def _safetensors(file: IO[bytes]) -> Weights:
@@ -270,5 +280,6 @@ def _safetensors(file: IO[bytes]) -> Weights:
         flat = np.frombuffer(stored["data"], np.dtype(_SAFETENSORS[stored["dtype"]]).newbyteorder("<"))
         arrays[name] = _numbers(name, flat.reshape(stored["shape"]))
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    options = header.get("__metadata__", {}).get(_OPTIONS)
-    return Weights(arrays, options=None if options is None else json.loads(options))
+    said = header.get("__metadata__", {})
+    options = json.loads(said[_OPTIONS]) if _OPTIONS in said else None
+    return Weights(arrays, step=int(said.get(_STEP, 0)), options=options)

@@ -14,7 +14,10 @@ def check_names(
     expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any], ignored: Collection[str] = ()
 ) -> None:
     """Raises ConversionError, listing every missing, unknown and misshapen name, unless `given` has exactly the names
-    and shapes of `expected`, and perhaps some of `ignored`."""
+    and shapes of `expected`, and perhaps some of `ignored`; and where a value of `given` is no array."""
+    others = [f"{name} is a {type(value).__name__}" for name, value in given.items() if not hasattr(value, "shape")]
+    if others:
+        raise ConversionError(f"each name must have an array, trees being flat already; {', '.join(others)}")
     shapes = {name: tuple(array.shape) for name, array in given.items()}
     problems = {
         "missing": [f"{name} {shape}" for name, shape in expected.items() if name not in shapes],

@@ -91,7 +91,7 @@ _FIRST = ("Conv_0/kernel", "begin_conv.weight", *(f"all_modules.{place}.weight" 
 def _channels(arrays: Mapping[str, Any]) -> int:
     """Of the images, as the first convolution has them; 3 where it is not there."""
     spelling, prefix = _spelling(arrays)
-    shapes = [tuple(arrays[prefix + name].shape) for name in _FIRST if prefix + name in arrays]
+    shapes = [np.shape(arrays[prefix + name]) for name in _FIRST if prefix + name in arrays]
     kernel = next((shape for shape in shapes if len(shape) == 4), (3, 3, 3, 3))
     return int(kernel[1 if spelling == "torch" else 2])
 
@@ -161,8 +161,3 @@ def named_ema(model_state: Mapping[str, Any], shadow_params: Sequence[Any]) -> d
     averages = dict(zip(trained, shadow_params, strict=True))
     check_names({name: tuple(model_state[name].shape) for name in trained}, averages)
     return {name: averages.get(name, array) for name, array in model_state.items()}
-
-
-# Each bias follows its kernel in a state_dict: an order of names in which one does not, such as the alphabet's, is not
-# that of the trained tensors.
-_BEFORE = {"bias": "weight", "b": "W"}

@@ -59,6 +59,7 @@ _LOWERED = (
     "progressive_combine",
     "embedding_type",
 )
+_FLAGS = ("resamp_with_conv", "conditional", "scale_by_sigma", "centered", "fir", "skip_rescale", "continuous")
 _NORMALIZATIONS = {
     "InstanceNorm++": "instance++",
     "InstanceNorm": "instance",
@@ -70,7 +71,7 @@ _INTERPOLATIONS = {"bilinear": "bilinear", "nearest_neighbor": "nearest"}
 
 def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the network, of either form of `config`, with the case that the programs do not tell apart."""
-    if isinstance(config.get("model"), Mapping):
+    if hasattr(config.get("model"), "keys"):  # a ConfigDict, which is no Mapping, too
         nested = {section: dict(config.get(section, {})) for section in ("model", "data", "training")}
         options = nested["model"] | {key: nested["data"][key] for key in _DATA if key in nested["data"]}
         if "continuous" in nested["training"]:
@@ -86,11 +87,16 @@ def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take(options: Mapping[str, Any], wanted: Sequence[str]) -> dict[str, Any]:
-    missing = [name for name in wanted if name not in options]
+    """The options that a network reads; those that are missing or null, which fir_kernel may be, are refused, and flags
+    that are neither true nor false."""
+    missing = [name for name in wanted if name not in options or (options[name] is None and name != "fir_kernel")]
     if missing:
         raise ConversionError(
             f"config lacks {', '.join(missing)}, which {options.get('name', 'every network')!r} needs"
         )
+    for name in wanted:
+        if name in _FLAGS and options[name] not in (True, False):
+            raise ConversionError(f"{name} must be true or false; got {options[name]!r}")
     return {name: options[name] for name in wanted}
 
 

@@ -240,7 +240,9 @@ def test_other_processes_train_and_sample(tmp_path, name, one_device):
 
 def test_a_run_on_which_one_goes_on_ends_where_the_uninterrupted_one_does(toy_run, tmp_path):
     assert run("train", *TINY, "--config.training.steps=4", f"--workdir={tmp_path}") == 0
-    assert run("train", *TINY, "--config.training.log_every=2", f"--workdir={tmp_path}") == 0
+    # Without --config it is the run's own.
+    more = ["--config.training.log_every=2", "--config.training.steps=8"]
+    assert run("train", *more, f"--workdir={tmp_path}") == 0
     a, b = diffuse_jax.load(toy_run).params, diffuse_jax.load(tmp_path).params
     jax.tree.map(np.testing.assert_array_equal, a, b)
 

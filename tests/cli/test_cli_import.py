@@ -114,11 +114,9 @@ def test_an_imported_run_is_sampled(of_flax):
 
 
 @pytest.mark.slow
-def test_an_imported_run_is_evaluated_and_goes_on_training(of_flax):
+def test_an_imported_run_is_evaluated(of_flax):
     assert run("evaluate", f"--workdir={of_flax}") == 0
     assert run("likelihood", f"--workdir={of_flax}", "--num=1") == 0
-    config, _ = read_run(of_flax)
-    config.training.steps = 1235
     assert json.loads((of_flax / "likelihood.json").read_text())["checkpoint"] == 1234
 
 
@@ -130,27 +128,58 @@ def test_export_and_import_give_the_same_run_bit_for_bit(of_flax, tmp_path):
     (process, config, info), (before, was, _) = process_of(again), process_of(of_flax)
     assert process == before and config.model == was.model and info.shape == (16, 16, 3)
     assert config.ema.rate == 0.9999 and config.sampling.solver == "score_sde:euler_maruyama"
+    with Checkpoints(again / CHECKPOINTS, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1234]
 
 
-def test_weights_of_score_sde_in_torch_fit_an_experiment_of_their_network(tmp_path, fixtures):
-    params, data, options = contents(fixtures / "ve_ncsnpp_fir_residual.torch.npz")
+@pytest.fixture
+def of_torch(tmp_path, fixtures):
+    """What names torch's weights of an experiment to `import`, and the file of that experiment."""
+    params, _, _ = contents(fixtures / "ve_ncsnpp_fir_residual.torch.npz")
     write_safetensors(tmp_path / "weights.bin", {f"module.{name}": array for name, array in params.items()})
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8))
     experiment = tmp_path / "mine.py"
     experiment.write_text(
         "from diffuse_jax.config import network, read\n"
         "def get_config():\n"
         "    config = read('cifar10_ve_ncsnpp_continuous')\n"
+        f"    config.data.source = {str(tmp_path / 'images.npy')!r}\n"
         "    config.data.image_size = 16\n"
         "    config.model = network('ncsnpp', nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))\n"
         "    return config\n"
     )
-    source = ["--from=score_sde", f"--source={tmp_path / 'weights.bin'}"]
+    return ["--from=score_sde", f"--source={tmp_path / 'weights.bin'}"], experiment
+
+
+def test_weights_of_score_sde_in_torch_fit_an_experiment_of_their_network(of_torch, tmp_path, fixtures):
+    source, experiment = of_torch
+    _, data, options = contents(fixtures / "ve_ncsnpp_fir_residual.torch.npz")
     assert run("import", *source, f"--config={experiment}", f"--workdir={tmp_path / 'run'}") == 0
     np.testing.assert_allclose(outputs(tmp_path / "run", data), data["y"], atol=1e-4, rtol=0)
     config = written(tmp_path / "config.json", {**options, "sde": "vesde"})
     assert run("import", *source, f"--config={config}", f"--workdir={tmp_path / 'other'}") == 0
     assert_same_params(diffuse_jax.load(tmp_path / "run"), diffuse_jax.load(tmp_path / "other"))
     assert process_of(tmp_path / "run")[0] == process_of(tmp_path / "other")[0] == ("ve", "score", "sigma")
+
+
+@pytest.mark.slow
+def test_an_imported_experiment_goes_on_training(of_torch, tmp_path):
+    source, experiment = of_torch
+    assert run("import", *source, f"--config={experiment}", f"--workdir={tmp_path / 'run'}") == 0
+    before = diffuse_jax.load(tmp_path / "run")
+    short = [f"--config.training.{name}={value}" for name, value in (("steps", 2), ("log_every", 1))]
+    never = [f"--config.training.{name}=0" for name in ("evaluate_every", "sample_every")]
+    few = ["--config.sampling.num=2", "--config.sampling.steps=2", "--config.sampling.batch_size=2"]
+    assert (
+        run("train", f"--workdir={tmp_path / 'run'}", *short, *never, *few, "--config.training.checkpoint_every=1") == 0
+    )
+    after = diffuse_jax.load(tmp_path / "run")
+    moved = [
+        float(np.abs(a - b).max())
+        for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
+    ]
+    # The second step is the first whose rate is not 0: Adam's steps are at most lr, and the average takes a thousandth.
+    assert 0 < max(moved) < 1e-6
 
 
 def test_a_network_of_edm_becomes_a_run_with_its_preconditioning_and_classes(tmp_path, fixtures):
@@ -174,7 +203,7 @@ def test_a_network_of_edm_becomes_a_run_with_its_preconditioning_and_classes(tmp
 
 
 @pytest.mark.parametrize("layout", ["flat", "in parts"])
-def test_a_pipeline_of_diffusers_becomes_a_run_of_its_network_and_table(layout, tmp_path):
+def test_a_pipeline_of_diffusers_becomes_a_run_of_its_network_and_table(layout, tmp_path, capsys):
     options = {
         "sample_size": 8,
         "block_out_channels": [8, 8],
@@ -199,6 +228,9 @@ def test_a_pipeline_of_diffusers_becomes_a_run_of_its_network_and_table(layout, 
         np.testing.assert_array_equal(mine, theirs)
     process, config, _ = process_of(tmp_path / "run")
     assert process == ("ddpm", "v", "index") and config.data.centered
+    capsys.readouterr()
+    assert run("likelihood", f"--workdir={tmp_path / 'run'}") == 2
+    assert "config.data.source is empty" in capsys.readouterr().err
     betas = cosine_betas(500)
     np.testing.assert_allclose(denoise.sde.alpha(denoise.sde.table_times()), np.sqrt(np.cumprod(1 - betas)), rtol=1e-5)
 

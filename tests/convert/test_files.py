@@ -170,6 +170,13 @@ def test_a_state_dict_is_read_alone_and_within_a_checkpoint(
     assert weights.ema is None and weights.step == 0
 
 
+@pytest.mark.parametrize("ema", [{"a": tensor()}, {"shadow_params": {"a": tensor()}}, 0.999])
+def test_averages_of_another_form_are_refused_and_not_left_out(tmp_path: pathlib.Path, ema: Any) -> None:
+    path = written(tmp_path / "x", zipped(pickled({"model": {"a": tensor()}, "ema": ema})))
+    with pytest.raises(ConversionError, match="ema lacks the list shadow_params"):
+        read_weights(path)
+
+
 def test_a_big_endian_archive_is_read(tmp_path: pathlib.Path) -> None:
     content = zipped(pickled({"a": tensor()}), {"0": BASE[:4].astype(">f4").tobytes()}, byteorder=b"big")
     assert_same(read_weights(written(tmp_path / "x", content)).arrays, {"a": BASE[:2]})

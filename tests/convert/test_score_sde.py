@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
 from diffuse_jax.convert import (
     ConversionError,
@@ -126,8 +127,23 @@ def test_the_two_forms_of_the_options_say_the_same():
         "optim": {"lr": 2e-4},
     }
     assert network_of(nested) == network_of(config) == from_score_sde(params, nested)[0]
+    assert network_of(ConfigDict(nested)) == network_of(config)
     together = {key: value for section in nested.values() for key, value in section.items()}
     assert network_of(together) == network_of(config)
+
+
+def test_an_option_that_is_null_is_missing_but_for_the_filter_which_is_then_the_plain_one():
+    _, config, _ = load("ve_skip_pyramids.flax")
+    with pytest.raises(ConversionError, match="config lacks dropout, init_scale, which 'ncsnpp' needs"):
+        network_of(config | {"dropout": None, "init_scale": None})
+    assert network_of(config | {"fir_kernel": None}).fir_kernel == (1, 1)
+
+
+def test_parameters_that_are_still_a_tree_are_refused_by_name():
+    _, config, params = load("vp_ddpm.flax")
+    tree = unflatten_dict({tuple(name.split("/")): array for name, array in params.items()})
+    with pytest.raises(ConversionError, match=r"trees being flat already; .*Conv_0 is a dict"):
+        from_score_sde(tree, config)
 
 
 def test_options_are_read_in_any_case_that_the_programs_read():
@@ -146,6 +162,7 @@ def test_options_are_read_in_any_case_that_the_programs_read():
         ("jax_ncsnpp_joined", "flax", {"name": "ncsn++"}, "name must be one of ncsnpp, ddpm, .*got 'ncsn\\+\\+'"),
         ("jax_ncsnpp_joined", "flax", {"nf": None, "fir": None}, "config lacks nf, fir, which 'ncsnpp' needs"),
         ("jax_ncsnpp_joined", "flax", {"fourier_scale": None}, "config lacks fourier_scale"),
+        ("jax_ncsnpp_joined", "flax", {"fir": "false"}, "fir must be true or false; got 'false'"),
         ("jax_ncsnpp_joined", "flax", {"continuous": False}, "continuous must be true where embedding_type"),
         ("jax_ncsnpp_joined", "flax", {"resblock_type": "stylegan"}, "resblock_type must be one of .*'stylegan'"),
         ("jax_ncsnpp_joined", "flax", {"progressive": "input_skip"}, "progressive must be one of .*'input_skip'"),
