@@ -7,7 +7,7 @@ their sources and their remarks, into docs/reproduce.md.
 import runpy
 from pathlib import Path
 
-from diffuse_jax.config import experiments
+from diffuse_jax.config import experiments, read
 from diffuse_jax.config.published import Figure, Published, published
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reproduce.md"
@@ -47,13 +47,14 @@ def row(*cells: str) -> str:
 def tables() -> str:
     """Figures, why their bands are that wide, and remarks."""
     found = settings()
-    head = ["setting", "parameters", "evaluations", *_FIGURES.values(), "ours"]
+    head = ["setting", "parameters", "evaluations", *_FIGURES.values(), "ours", "command"]
     lines = [row(*head), "|" + "---|" * len(head)]
     for name, stated in found.items():
         size = f"{stated.parameters:,}" if stated.parameters else "–"
         calls = f"{stated.nfe:,}" if stated.nfe else "–"
         figures = [shown(getattr(stated, figure)) for figure in _FIGURES] if stated.figures else ["unscored"] * 4
-        lines.append(row(f"`{name}`", size, calls, *figures, OURS.get(name, "not run")))
+        ours = OURS.get(name, f"not run: no accelerator, and `{read(name).data.source}` not at hand")
+        lines.append(row(f"`{name}`", size, calls, *figures, ours, f"`diffuse-jax train --config={name}`"))
     lines += ["", "## Why the bands are that wide", ""]
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, stated in found.items():
