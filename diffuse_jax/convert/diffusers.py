@@ -61,7 +61,7 @@ def from_diffusers(params: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
     given = _today(params)
     check_names({name: shape for name, shape, _ in leaves.values()}, given, ignored=("time_proj.W",))
     arrays = {
-        path: jnp.asarray(np.asarray(given[name]).astype(np.float32).transpose(_inverse(order)))
+        path: jnp.asarray(np.asarray(given[name]).astype(np.float32).transpose(np.argsort(order)))
         for path, (name, _, order) in leaves.items()
     }
     return network, {"params": unflatten_dict(arrays)}
@@ -227,10 +227,6 @@ def _leaves(network: UNet2D, channels: int) -> dict[tuple[str, ...], tuple[str, 
         name = f"{layers[path[:-1]]}.{'bias' if path[-1] == 'bias' else 'weight'}"
         found[path] = name, tuple(leaf.shape[axis] for axis in order), order
     return found
-
-
-def _inverse(order: tuple[int, ...]) -> list[int]:
-    return [order.index(axis) for axis in range(len(order))]
 
 
 def _layers(network: UNet2D) -> Iterator[tuple[tuple[str, ...], str]]:

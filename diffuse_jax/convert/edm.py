@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from diffuse_jax.convert.names import ConversionError, check_names
 from diffuse_jax.nets.edm import ADM, SongUNet
 
-__all__ = ["edm_names", "from_edm"]
+__all__ = ["from_edm"]
 
 _NETWORKS: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": ADM}
 _SHARED = {"label_dim", "augment_dim", "model_channels", "channel_mult", "channel_mult_emb", "num_blocks"}
@@ -78,12 +78,6 @@ def from_edm(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[nn.M
             raise ConversionError(f"{name} is not the filter that resample_filter = {taps} gives")
     flat = {path: jnp.asarray(_value_here(path, _numpy(given[name]))) for path, name in names.items()}
     return network, {"params": unflatten_dict(flat, sep="/")}
-
-
-def edm_names(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the weights that `from_edm` reads under these options, resampling filters apart; of its
-    errors, those about options."""
-    return _plan(config)[2]
 
 
 def _plan(config: Mapping[str, Any]) -> tuple[Any, dict[str, str], dict[str, tuple[int, ...]]]:

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from diffuse_jax.nets import DDPM, NCSNpp
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
 
@@ -34,8 +36,7 @@ class Leaf:
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
-        return tuple(self.shape[axis] for axis in inverse)
+        return tuple(self.shape[axis] for axis in np.argsort(self.axes))
 
 
 _ROW, _MATRIX, _IMAGE = (0,), (0, 1), (2, 3, 1, 0)

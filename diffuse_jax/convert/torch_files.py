@@ -178,6 +178,9 @@ _NEW: dict[str, Callable[[], Any]] = {
     "EMPTY_LIST": list,
     "EMPTY_DICT": dict,
 }
+# How many entries of the stack an instruction takes; some others take all above the last mark.
+_TAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BUILD": 1}
+_TAKES |= {"STACK_GLOBAL": 2, "REDUCE": 2, "BINPERSID": 1, "STOP": 1}
 
 
 def first_global(file: IO[bytes]) -> str | None:
@@ -210,45 +213,48 @@ def _interpret(file: IO[bytes]) -> tuple[Any, dict[str, Storage]]:
         items: list[Any] = []
         if name in ("TUPLE", "APPENDS", "SETITEMS"):
             items, stack = stack, below.pop()
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3", "APPEND", "SETITEM", "REDUCE", "STACK_GLOBAL"):
-            items = _popped(stack, {"TUPLE1": 1, "TUPLE3": 3, "APPEND": 1}.get(name, 2))
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _NEW:
-            stack.append(_NEW[name]())
-        elif name == "MARK":
+        elif name in _TAKES:
+            items = _popped(stack, _TAKES[name])
+        if name == "MARK":
             below.append(stack)
             stack = []
-        elif name.startswith("TUPLE"):
-            stack.append(tuple(items))
         elif name in ("APPEND", "APPENDS"):
             _container(stack, list).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             _container(stack, dict).update(zip(items[::2], items[1::2], strict=True))
+        elif name == "BUILD":
+            _container(stack, dict)  # what was taken are the attributes of a state_dict, its versions: not weights
         elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name == "GLOBAL":
-            stack.append(_named(argument.replace(" ", ".")))
-        elif name == "STACK_GLOBAL":
-            stack.append(_named(".".join(items)))
-        elif name == "REDUCE":
-            stack.append(_called(*items))
-        elif name == "BINPERSID":
-            storage = _storage(*_popped(stack, 1)[0])
-            if storages.setdefault(storage.key, storage) != storage:
-                raise ConversionError(f"storage {storage.key} is of two types or lengths")
-            stack.append(storage)
-        elif name == "BUILD":
-            # The attributes of a state_dict, its versions: not weights.
-            _popped(stack, 1)
-            _container(stack, dict)
         elif name == "STOP":
-            return _popped(stack, 1)[0], storages
+            return items[0], storages
         elif name not in ("PROTO", "FRAME"):
-            raise ConversionError(f"it holds a Python object (instruction {name}) beside arrays: take {EXPORT}")
+            stack.append(_made(name, argument, items, memo, storages))
     raise ConversionError("its pickle has no end")
+
+
+def _made(name: str, argument: Any, items: list[Any], memo: Mapping[int, Any], storages: dict[str, Storage]) -> Any:
+    """What an instruction puts on the stack for the `items` that it took off; `storages` gains one that it names."""
+    if name in _LITERALS:
+        return argument
+    if name in _NEW:
+        return _NEW[name]()
+    if name in ("BINGET", "LONG_BINGET"):
+        return memo[argument]
+    if name.startswith("TUPLE"):
+        return tuple(items)
+    if name == "GLOBAL":
+        return _named(argument.replace(" ", "."))
+    if name == "STACK_GLOBAL":
+        return _named(".".join(items))
+    if name == "REDUCE":
+        return _called(*items)
+    if name == "BINPERSID":
+        storage = _storage(*items[0])
+        if storages.setdefault(storage.key, storage) != storage:
+            raise ConversionError(f"storage {storage.key} is of two types or lengths")
+        return storage
+    raise ConversionError(f"it holds a Python object (instruction {name}) beside arrays: take {EXPORT}")
 
 
 def _popped(stack: list[Any], n: int) -> list[Any]:

@@ -54,7 +54,7 @@ class DDPM(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """x (batch, h, w, c), t (batch,), cond None or integer labels (batch,), as `NCSNpp`: float32 of x's shape."""
-        check_inputs(self, x, t)
+        check_inputs(self, x, t, "ch_mult", len(self.ch_mult) - 1)
         style = Style(self.nonlinearity, self.dropout, group_size=1, dtype=self.dtype)
         embed = Embedding(4 * self.nf, style.act, self.num_classes, name="embedding")
         features = positional_features(t.astype(jnp.float32), self.nf) if self.conditional else None

@@ -13,8 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax.nets.edm_unet import DHARIWAL, SONG, BlockStyle, Role, UNet, dense
-from diffuse_jax.nets.layers import FourierFeatures, make_tuple, require, whole
+from diffuse_jax.nets.edm_unet import DHARIWAL, SONG, EDMStyle, Role, UNet, dense
+from diffuse_jax.nets.layers import (
+    FourierFeatures,
+    check_dtype,
+    check_inputs,
+    check_probability,
+    make_tuple,
+    positional_features,
+    real,
+    require,
+    whole,
+)
+
+# In float32, as the original rounds it.
+_BASE = np.float32(1e-4)
 
 
 class SongUNet(nn.Module):
@@ -60,8 +73,9 @@ class SongUNet(nn.Module):
         noise_ok = whole(noise) and noise > 0 and noise * self.model_channels % 2 == 0
         require(noise_ok, "channel_mult_noise", noise, "a positive integer that makes model_channels times it even")
         make_tuple(self, "resample_filter")
-        taps_ok = len(self.resample_filter) % 2 == 0 and sum(self.resample_filter) != 0
-        require(taps_ok, "resample_filter", self.resample_filter, "an even number of taps with a sum that is not 0")
+        taps = self.resample_filter
+        taps_ok = len(taps) % 2 == 0 and all(real(tap) for tap in taps) and sum(taps) != 0
+        require(taps_ok, "resample_filter", taps, "an even number of taps with a sum that is not 0")
 
     @nn.compact
     def __call__(
@@ -79,14 +93,14 @@ class SongUNet(nn.Module):
         Nothing, or a class outside 0..label_dim − 1, is the zero vector. h and w must be multiples of 2^(levels − 1),
         else ValueError. With train=True dropout draws from the rng "dropout".
         """
-        _check_inputs(self, x, t)
+        check_inputs(self, x, t, "channel_mult", len(self.channel_mult) - 1)
         features, width = self.model_channels * self.channel_mult_noise, self.model_channels * self.channel_mult_emb
         t, label = t.astype(jnp.float32), _class_vector(self, cond, x.shape[0], train)
         if self.embedding_type == "fourier":
-            embedding = FourierFeatures(features // 2, 16.0, name="fourier")(t)
+            embedding = FourierFeatures(features // 2, 16.0, angular=True, name="fourier")(t)
         else:
-            sin, cos = _positional(t, features, features // 2 - 1)
-            embedding = jnp.concatenate([sin, cos], axis=-1)
+            exponents = _exponents(features, features // 2 - 1)
+            embedding = positional_features(t, features, exponents, base=_BASE)
         if label is not None:
             embedding += dense(label * self.label_dim**0.5, SONG, features, "classes")
         embedding = _add_augment(self, embedding, augment, SONG, "open")
@@ -146,11 +160,13 @@ class ADM(nn.Module):
         train: bool = False,
     ) -> jax.Array:
         """As `SongUNet.__call__`."""
-        _check_inputs(self, x, t)
+        check_inputs(self, x, t, "channel_mult", len(self.channel_mult) - 1)
         width = self.model_channels * self.channel_mult_emb
         label = _class_vector(self, cond, x.shape[0], train)
-        sin, cos = _positional(t.astype(jnp.float32), self.model_channels, self.model_channels // 2)
-        embedding = _add_augment(self, jnp.concatenate([cos, sin], axis=-1), augment, DHARIWAL, "close")
+        t, channels = t.astype(jnp.float32), self.model_channels
+        exponents = _exponents(channels, channels // 2)
+        embedding = positional_features(t, channels, exponents, base=_BASE, cosines_first=True)
+        embedding = _add_augment(self, embedding, augment, DHARIWAL, "close")
         embedding = nn.silu(dense(embedding, DHARIWAL, width, "dense_0"))
         embedding = dense(embedding, DHARIWAL, width, "dense_1")
         if label is not None:
@@ -192,25 +208,11 @@ def _check_fields(net: Any) -> None:
     for field in ("label_dim", "augment_dim"):
         value = getattr(net, field)
         require(whole(value) and value >= 0, field, value, "an integer of at least 0")
-    for field in ("dropout", "label_dropout"):
-        require(0 <= getattr(net, field) < 1, field, getattr(net, field), "in [0, 1)")
+    check_probability(net, "dropout")
+    check_probability(net, "label_dropout")
     heights_ok = all(whole(height) for height in net.attn_resolutions)
     require(heights_ok, "attn_resolutions", net.attn_resolutions, "a tuple of image heights")
-    floating = jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating)
-    require(floating, "dtype", net.dtype, "a floating-point type such as jnp.bfloat16")
-
-
-def _check_inputs(net: Any, x: jax.Array, t: jax.Array) -> None:
-    if x.ndim != 4:
-        raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"t must have shape ({x.shape[0]},), one label an image; got shape {t.shape}")
-    factor = 2 ** (len(net.channel_mult) - 1)
-    if x.shape[1] % factor or x.shape[2] % factor:
-        raise ValueError(
-            f"channel_mult has {len(net.channel_mult)} levels, so the image's height and width must be multiples of "
-            f"{factor}; got {x.shape[1]}×{x.shape[2]}: choose fewer levels or another image size"
-        )
+    check_dtype(net)
 
 
 def _attention_levels(net: Any, x: jax.Array) -> tuple[bool, ...]:
@@ -218,12 +220,9 @@ def _attention_levels(net: Any, x: jax.Array) -> tuple[bool, ...]:
     return tuple(resolution >> level in net.attn_resolutions for level in range(len(net.channel_mult)))
 
 
-def _positional(t: jax.Array, size: int, steps: int) -> tuple[jax.Array, jax.Array]:
-    """The sine and the cosine of t·10000^(−k/steps) for k < size/2: (batch, size/2) each."""
-    # In float32 throughout, as the weights were trained: at t = 999 the frequencies' rounding shows.
-    frequencies = np.float32(1e-4) ** (np.arange(size // 2, dtype=np.float32) / np.float32(steps))
-    angle = t[:, None] * frequencies
-    return jnp.sin(angle), jnp.cos(angle)
+def _exponents(size: int, steps: int) -> np.ndarray:
+    """k/steps for k < size/2, float32: the powers of 10⁻⁴ that are the frequencies of an embedding."""
+    return np.arange(size // 2, dtype=np.float32) / np.float32(steps)
 
 
 def _class_vector(net: Any, cond: jax.Array | None, batch: int, train: bool) -> jax.Array | None:
@@ -247,7 +246,7 @@ def _class_vector(net: Any, cond: jax.Array | None, batch: int, train: bool) -> 
     return label.astype(jnp.float32)
 
 
-def _add_augment(net: Any, embedding: jax.Array, augment: jax.Array | None, style: BlockStyle, role: Role) -> jax.Array:
+def _add_augment(net: Any, embedding: jax.Array, augment: jax.Array | None, style: EDMStyle, role: Role) -> jax.Array:
     """The embedding (batch, k) with the augmentation's vector (batch, augment_dim) mapped and added."""
     if net.augment_dim == 0:
         require(augment is None, "augment", augment, "absent unless the network has an augment_dim")

@@ -3,7 +3,7 @@
 Down: each level but the first opens with a block that halves the image, then come num_blocks blocks. Middle: two
 blocks, the first with attention. Up: each level but the smallest opens with a block that doubles the image, then come
 num_blocks + 1 blocks, each of which also reads one saved activation of the way down. Attention is part of a block. What
-tells the two networks apart inside a block is one value, `BlockStyle`.
+tells the two networks apart inside a block is one value, `EDMStyle`.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ def kaiming(role: Role, fan_in: int) -> Inits:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockStyle:
+class EDMStyle:
     """What all blocks of a network agree on.
 
     `adaptive`: the embedding scales and shifts the second normalised activation, else it is added before that
@@ -74,24 +74,24 @@ class BlockStyle:
         return fir.upsample(x, self.taps) if direction == "up" else fir.downsample(x, self.taps[::-1])
 
 
-SONG = BlockStyle(adaptive=False, rescale=True, epsilon=1e-6, head_size=None, project=True, init=xavier)
-DHARIWAL = BlockStyle(adaptive=True, rescale=False, epsilon=1e-5, head_size=64, project=False, init=kaiming)
+SONG = EDMStyle(adaptive=False, rescale=True, epsilon=1e-6, head_size=None, project=True, init=xavier)
+DHARIWAL = EDMStyle(adaptive=True, rescale=False, epsilon=1e-5, head_size=64, project=False, init=kaiming)
 
 
-def conv(x: jax.Array, style: BlockStyle, features: int, name: str, role: Role = "open", size: int = 3) -> jax.Array:
+def conv(x: jax.Array, style: EDMStyle, features: int, name: str, role: Role = "open", size: int = 3) -> jax.Array:
     kernel, bias = style.init(role, x.shape[-1] * size**2)
     layer = nn.Conv(features, (size, size), kernel_init=kernel, bias_init=bias, dtype=style.dtype, name=name)
     return layer(x)
 
 
 def dense(
-    x: jax.Array, style: BlockStyle, features: int, name: str, role: Role = "open", use_bias: bool = True
+    x: jax.Array, style: EDMStyle, features: int, name: str, role: Role = "open", use_bias: bool = True
 ) -> jax.Array:
     kernel, bias = style.init(role, x.shape[-1])
     return nn.Dense(features, use_bias, style.dtype, kernel_init=kernel, bias_init=bias, name=name)(x)
 
 
-def norm(x: jax.Array, style: BlockStyle, name: str) -> jax.Array:
+def norm(x: jax.Array, style: EDMStyle, name: str) -> jax.Array:
     """Group normalisation in float32 of x (batch, h, w, c): at most 32 groups, of at least 4 channels each."""
     channels = x.shape[-1]
     groups = min(32, channels // 4)
@@ -109,7 +109,7 @@ class Attention(nn.Module):
     """Self-attention over all pixels, softmax(q·k/√c) in each head of c channels, as a residual branch of x (batch, h,
     w, channels)."""
 
-    style: BlockStyle
+    style: EDMStyle
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -134,7 +134,7 @@ class Block(nn.Module):
     """Norm–act–conv twice, with the embedding (batch, k) between, a shortcut, and perhaps attention after: x (batch, h,
     w, c) becomes (batch, h', w', features). The first convolution reads the resampled image."""
 
-    style: BlockStyle
+    style: EDMStyle
     features: int
     direction: Resampling = "none"
     attention: bool = False
@@ -170,7 +170,7 @@ class UNet(nn.Module):
     ("residual"). `decoder`: the output is the last level's image, or the sum of one image a level ("skip").
     """
 
-    style: BlockStyle
+    style: EDMStyle
     first: int
     widths: tuple[int, ...]
     num_blocks: int

@@ -5,6 +5,7 @@ Choices that are the same for every layer of one network travel as one value, `S
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -194,25 +195,42 @@ class Combine(nn.Module):
 class FourierFeatures(nn.Module):
     """[sin 2πWx, cos 2πWx] with fixed W ~ N(0, scale²) (arXiv:2006.10739): (batch,) to (batch, 2·size).
 
-    W is stored among the parameters, so that it is saved with them, but receives no gradient.
+    W is stored among the parameters, so that it is saved with them, but receives no gradient. The angle is (x·W)·2π as
+    published networks round it, or x·(2πW) if `angular`: of many turns the rounding shows.
     """
 
     size: int
     scale: float
+    angular: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        frequencies = self.param("frequencies", nn.initializers.normal(self.scale), (self.size,))
-        angle = 2 * jnp.pi * x[:, None] * jax.lax.stop_gradient(frequencies)
+        w = jax.lax.stop_gradient(self.param("frequencies", nn.initializers.normal(self.scale), (self.size,)))
+        angle = x[:, None] * (2 * jnp.pi * w) if self.angular else x[:, None] * w * 2 * jnp.pi
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
-def positional_features(t: jax.Array, size: int) -> jax.Array:
-    """[sin, cos](t·10000^(−k/(size/2 − 1))) (arXiv:1706.03762): (batch,) to (batch, size); an odd size ends with 0."""
-    half = size // 2
-    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1)).astype(np.float32)
-    angle = t[:, None] * frequencies
-    features = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+def positional_features(
+    t: jax.Array,
+    size: int,
+    exponents: np.ndarray | None = None,
+    *,
+    base: float | np.floating[Any] = np.e,
+    cosines_first: bool = False,
+) -> jax.Array:
+    """[sin, cos](t·base^exponents), or the cosines first (arXiv:1706.03762): (batch,) to (batch, size); an odd size
+    ends with 0.
+
+    The ⌊size/2⌋ powers are 10000^(−k/steps), by default with steps = ⌊size/2⌋ − 1. An angle may be a thousand times its
+    frequency, so that it matters how the program that trained a network rounded: `exponents` are float32 and rounded as
+    there, of which the powers are then taken as exactly as float32 holds them.
+    """
+    if exponents is None:
+        half = size // 2
+        exponents = np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1))
+    angle = t[:, None] * np.power(base, exponents, dtype=np.float64).astype(np.float32)
+    parts = [jnp.sin(angle), jnp.cos(angle)]
+    features = jnp.concatenate(parts[::-1] if cosines_first else parts, axis=-1)
     return jnp.pad(features, ((0, 0), (0, size % 2)))
 
 
@@ -255,11 +273,31 @@ def whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def make_tuple(net: Any, field: str) -> None:
     """Replaces a field given as a list, as JSON has it, by a tuple, so that the module can be hashed."""
     value = getattr(net, field)
     require(isinstance(value, list | tuple), field, value, "a tuple")
     object.__setattr__(net, field, tuple(value))
+
+
+def check_probability(net: Any, field: str) -> None:
+    value = getattr(net, field)
+    require(real(value) and 0 <= value < 1, field, value, "a number in [0, 1)")
+
+
+def check_sigmas(net: Any) -> None:
+    low, high = net.sigma_min, net.sigma_max
+    require(real(high) and high > 0, "sigma_max", high, "a positive number")
+    require(real(low) and 0 < low <= high, "sigma_min", low, f"a number in (0, sigma_max = {high}]")
+
+
+def check_dtype(net: Any) -> None:
+    floating = jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating)
+    require(floating, "dtype", net.dtype, "a floating-point type such as jnp.bfloat16")
 
 
 def check_unet(net: Any) -> None:
@@ -274,28 +312,24 @@ def check_unet(net: Any) -> None:
         require(whole(value) and value > 0, field, value, "a positive integer")
     heights_ok = all(whole(height) for height in net.attn_resolutions)
     require(heights_ok, "attn_resolutions", net.attn_resolutions, "a tuple of image heights")
-    require(0 <= net.dropout < 1, "dropout", net.dropout, "in [0, 1)")
+    check_probability(net, "dropout")
     require(net.nonlinearity in NONLINEARITIES, "nonlinearity", net.nonlinearity, f"one of {sorted(NONLINEARITIES)}")
-    require(0 < net.sigma_min <= net.sigma_max, "sigma_min", net.sigma_min, f"in (0, sigma_max = {net.sigma_max}]")
+    check_sigmas(net)
     classes_ok = net.num_classes is None or (whole(net.num_classes) and net.num_classes > 0)
     require(classes_ok, "num_classes", net.num_classes, "None or a positive integer")
-    require(
-        jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating),
-        "dtype",
-        net.dtype,
-        "a floating-point type such as jnp.bfloat16",
-    )
+    check_dtype(net)
 
 
-def check_inputs(net: Any, x: jax.Array, t: jax.Array) -> None:
-    """Raises ValueError unless x is (batch, h, w, c) with h and w that every level can halve, and t is (batch,)."""
+def check_inputs(net: Any, x: jax.Array, t: jax.Array, field: str, halvings: int) -> None:
+    """Raises ValueError unless x is (batch, h, w, c) with h and w that can be halved as often as `field` of the network
+    says, and t is (batch,)."""
     if x.ndim != 4:
         raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
     if t.shape != x.shape[:1]:
         raise ValueError(f"t must have shape ({x.shape[0]},), one label an image; got shape {t.shape}")
-    factor = 2 ** (len(net.ch_mult) - 1)
+    factor = 2**halvings
     if x.shape[1] % factor or x.shape[2] % factor:
         raise ValueError(
-            f"ch_mult has {len(net.ch_mult)} levels, so the image's height and width must be multiples of {factor}; "
-            f"got {x.shape[1]}×{x.shape[2]}: choose fewer levels or another image size"
+            f"{field} = {getattr(net, field)} brings the image to 1/{factor} of its size, so its height and width must "
+            f"be multiples of {factor}; got {x.shape[1]}×{x.shape[2]}: choose fewer halvings or another image size"
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax.nets.layers import Embedding, init_kernel, require
+from diffuse_jax.nets.layers import Embedding, check_probability, init_kernel, require
 
 _FREQUENCIES = np.geomspace(0.25, 8.0, 16).astype(np.float32)
 
@@ -41,7 +41,7 @@ class MLP(nn.Module):
         require(self.width > 0, "width", self.width, "a positive integer")
         require(self.depth > 0, "depth", self.depth, "a positive integer")
         require(self.frequencies >= 0, "frequencies", self.frequencies, "at least 0")
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "in [0, 1)")
+        check_probability(self, "dropout")
         require(
             self.num_classes is None or self.num_classes > 0,
             "num_classes",

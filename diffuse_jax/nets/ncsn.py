@@ -6,16 +6,26 @@ of the stage's output and of what came from below. The level of noise is told by
 levels: NCSN reads it in every normalisation, NCSNv2 only divides its output by the noise level.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from diffuse_jax.nets.layers import NONLINEARITIES, make_tuple, mean_pool, require, sigma_table, whole
+from diffuse_jax.nets.layers import (
+    NONLINEARITIES,
+    check_dtype,
+    check_inputs,
+    check_sigmas,
+    make_tuple,
+    mean_pool,
+    real,
+    require,
+    sigma_table,
+    whole,
+)
+from diffuse_jax.nets.ncsn_layers import RefineStyle, conv, interpolate, normalize
 
 NORMALIZATIONS = ("instance++", "instance", "variance", "group")
 INTERPOLATIONS = ("bilinear", "bilinear_corners", "nearest")
@@ -27,144 +37,6 @@ NCSNV2_FORMS: dict[int, dict[str, tuple[int, ...]]] = {
     128: {"ch_mult": (1, 2, 2, 4, 4), "dilations": (1, 1, 1, 2, 4), "refine_mult": (4, 2, 2, 1, 1)},
     256: {"ch_mult": (1, 2, 2, 2, 4, 4), "dilations": (1, 1, 1, 1, 2, 4), "refine_mult": (4, 2, 2, 2, 1, 1)},
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class RefineStyle:
-    """What all layers of a RefineNet agree on; `levels` is the number of noise levels that its normalisations tell
-    apart, None if they do not."""
-
-    nonlinearity: str
-    normalization: str
-    interpolation: str
-    unbiased: bool
-    affine: bool
-    levels: int | None
-    dtype: Any
-
-    def act(self, x: jax.Array) -> jax.Array:
-        return NONLINEARITIES[self.nonlinearity](x)
-
-
-def _about_one(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    return 1 + 0.02 * jax.random.normal(key, shape, dtype)
-
-
-def _about_one_and_zero(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """The last third of the columns is zero."""
-    return _about_one(key, shape, dtype).at[:, 2 * shape[1] // 3 :].set(0)
-
-
-def _standardize(x: jax.Array, axes: tuple[int, ...], ddof: int, epsilon: float = 1e-5) -> jax.Array:
-    variance = x.var(axes, keepdims=True, ddof=ddof)
-    return (x - x.mean(axes, keepdims=True)) / jnp.sqrt(variance + epsilon)
-
-
-class InstanceNormPlus(nn.Module):
-    """γ·(instance norm of x + α·m) + β, m being the channels' means, normalised over the channels (arXiv:1907.05600,
-    appendix A). With `levels`, γ, α and β are rows of a table, read at the index of the noise level."""
-
-    unbiased: bool
-    levels: int | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, index: jax.Array | None) -> jax.Array:
-        channels = x.shape[-1]
-        if self.levels is None:
-            gamma = self.param("gamma", _about_one, (channels,))
-            alpha = self.param("alpha", _about_one, (channels,))
-            beta = self.param("beta", nn.initializers.zeros, (channels,))
-        else:
-            table = self.param("table", _about_one_and_zero, (self.levels, 3 * channels))
-            gamma, alpha, beta = jnp.split(table[index][:, None, None, :], 3, axis=-1)
-        means = _standardize(x.mean((1, 2), keepdims=True), (3,), int(self.unbiased))
-        return gamma * (_standardize(x, (1, 2), 0) + alpha * means) + beta
-
-
-class InstanceNorm(nn.Module):
-    """Each channel of each image less its mean and over its deviation, scaled and shifted if `affine`."""
-
-    affine: bool
-    epsilon: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        h = _standardize(x, (1, 2), 0, self.epsilon)
-        if not self.affine:
-            return h
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        return h * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:])
-
-
-class VarianceNorm(nn.Module):
-    """Each channel of each image over its deviation, scaled; the mean stays."""
-
-    unbiased: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        variance = x.var((1, 2), keepdims=True, ddof=int(self.unbiased))
-        return x / jnp.sqrt(variance + 1e-5) * self.param("scale", _about_one, x.shape[-1:])
-
-
-def normalize(x: jax.Array, style: RefineStyle, index: jax.Array | None, name: str, epsilon: float = 1e-5) -> jax.Array:
-    """The normalisation of `style` in float32, inside a compact module; `epsilon` is that of "instance"."""
-    x = x.astype(jnp.float32)
-    if style.normalization == "instance++":
-        return InstanceNormPlus(style.unbiased, style.levels, name=name)(x, index)
-    if style.normalization == "instance":
-        return InstanceNorm(style.affine, epsilon, name=name)(x)
-    if style.normalization == "variance":
-        return VarianceNorm(style.unbiased, name=name)(x)
-    return nn.GroupNorm(32, epsilon=1e-6, dtype=jnp.float32, name=name)(x)
-
-
-def _conv(
-    x: jax.Array,
-    features: int,
-    dtype: Any,
-    name: str,
-    *,
-    size: int = 3,
-    dilation: int = 1,
-    bias: bool = True,
-    pooled: bool = False,
-) -> jax.Array:
-    """A convolution that keeps the image's size and starts uniform in ±1/√(fan in), bias too; one that is then pooled
-    starts normal of variance 1/fan in, with a bias of zero."""
-    bound = (size * size * x.shape[-1]) ** -0.5
-
-    def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    layer = nn.Conv(
-        features,
-        (size, size),
-        kernel_dilation=(dilation, dilation),
-        use_bias=bias,
-        kernel_init=nn.initializers.lecun_normal() if pooled else uniform,
-        bias_init=nn.initializers.zeros if pooled else uniform,
-        dtype=dtype,
-        name=name,
-    )
-    return layer(x.astype(dtype))
-
-
-def _corners_matrix(size: int, new: int) -> np.ndarray:
-    """Linear interpolation from `size` to `new` points whose first and last coincide: (new, size)."""
-    at = np.linspace(0, size - 1, new)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size))).astype(np.float32)
-
-
-def interpolate(x: jax.Array, shape: tuple[int, int], method: str) -> jax.Array:
-    """x (batch, h, w, c) at (batch, *shape, c): "nearest", "bilinear" between the centres of pixels, or
-    "bilinear_corners" with the corner pixels' centres kept in place."""
-    if x.shape[1:3] == shape:
-        return x
-    if method != "bilinear_corners":
-        return jax.image.resize(x, (x.shape[0], *shape, x.shape[3]), method)
-    rows, columns = (_corners_matrix(x.shape[axis + 1], shape[axis]).astype(x.dtype) for axis in (0, 1))
-    return jnp.einsum("ph,qw,bhwc->bpqc", rows, columns, x)
 
 
 class RefineResBlock(nn.Module):
@@ -180,11 +52,11 @@ class RefineResBlock(nn.Module):
         style, dilation, pooled = self.style, self.dilation, self.down and self.dilation == 1
         h = style.act(normalize(x, style, index, "norm_0"))
         width = x.shape[-1] if self.down else self.features
-        h = style.act(normalize(_conv(h, width, style.dtype, "conv_0", dilation=dilation), style, index, "norm_1"))
-        h = _conv(h, self.features, style.dtype, "conv_1", dilation=dilation, pooled=pooled)
+        h = style.act(normalize(conv(h, width, style.dtype, "conv_0", dilation=dilation), style, index, "norm_1"))
+        h = conv(h, self.features, style.dtype, "conv_1", dilation=dilation, pooled=pooled)
         if self.down:
             size = 1 if pooled else 3
-            x = _conv(x, self.features, style.dtype, "shortcut", size=size, dilation=dilation, pooled=pooled)
+            x = conv(x, self.features, style.dtype, "shortcut", size=size, dilation=dilation, pooled=pooled)
         return mean_pool(x) + mean_pool(h) if pooled else x + h
 
 
@@ -202,7 +74,7 @@ class ConvUnits(nn.Module):
             for i in range(2):
                 if style.levels is not None:
                     h = normalize(h, style, index, f"block_{block}_norm_{i}")
-                h = _conv(style.act(h), x.shape[-1], style.dtype, f"block_{block}_conv_{i}", bias=False)
+                h = conv(style.act(h), x.shape[-1], style.dtype, f"block_{block}_conv_{i}", bias=False)
             x = x + h
         return x
 
@@ -222,7 +94,7 @@ class ChainedPooling(nn.Module):
                 path = nn.max_pool(path, (5, 5), (1, 1), "SAME")
             else:
                 path = nn.avg_pool(normalize(path, style, index, f"norm_{i}"), (5, 5), (1, 1), "SAME")
-            path = _conv(path, x.shape[-1], style.dtype, f"conv_{i}", bias=False)
+            path = conv(path, x.shape[-1], style.dtype, f"conv_{i}", bias=False)
             x = x + path
         return x
 
@@ -242,7 +114,7 @@ class Refinement(nn.Module):
             if len(inputs) > 1:
                 if style.levels is not None:
                     h = normalize(h, style, index, f"fusion_norm_{i}")
-                h = _conv(h, self.features, style.dtype, f"fusion_conv_{i}")
+                h = conv(h, self.features, style.dtype, f"fusion_conv_{i}")
                 h = interpolate(h, (inputs[0].shape[1], inputs[0].shape[2]), style.interpolation)
             fused.append(h)
         h = ChainedPooling(style, name="pooling")(sum(fused[1:], start=fused[0]), index)
@@ -265,7 +137,7 @@ class RefineNet(nn.Module):
         """x (batch, h, w, c): float32 (batch, h, w, c)."""
         style, outputs = self.style, []
         resblock = nn.remat(RefineResBlock) if self.remat else RefineResBlock
-        h = _conv(x, self.nf, style.dtype, "in_conv")
+        h = conv(x, self.nf, style.dtype, "in_conv")
         for stage, (mult, dilation) in enumerate(zip(self.ch_mult, self.dilations, strict=True)):
             for i in range(2):
                 down, name = stage > 0 and i == 0, f"stage_{stage}_block_{i}"
@@ -276,7 +148,7 @@ class RefineNet(nn.Module):
             refinement = Refinement(style, self.nf * mult, 1 if stage else 3, name=f"refine_{stage}")
             below = [refinement([outputs[stage], *below], index)]
         h = style.act(normalize(below[0], style, index, "out_norm", self.last_epsilon))
-        return _conv(h, x.shape[-1], jnp.float32, "out_conv")
+        return conv(h, x.shape[-1], jnp.float32, "out_conv")
 
 
 def _check(net: Any) -> None:
@@ -291,9 +163,8 @@ def _check(net: Any) -> None:
     for field, allowed in choices.items():
         require(getattr(net, field) in allowed, field, getattr(net, field), f"one of {allowed}")
     require(whole(net.num_scales) and net.num_scales > 0, "num_scales", net.num_scales, "a positive integer")
-    require(0 < net.sigma_min <= net.sigma_max, "sigma_min", net.sigma_min, f"in (0, sigma_max = {net.sigma_max}]")
-    floating = jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating)
-    require(floating, "dtype", net.dtype, "a floating-point type such as jnp.bfloat16")
+    check_sigmas(net)
+    check_dtype(net)
 
 
 def _apply(
@@ -301,16 +172,7 @@ def _apply(
 ) -> jax.Array:
     """What both networks do before and after their RefineNet."""
     require(cond is None, "cond", cond, "absent: the network has no classes")
-    if x.ndim != 4 or t.shape != x.shape[:1]:
-        raise ValueError(
-            f"x must be images (batch, height, width, channels) and t (batch,); got {x.shape} and {t.shape}"
-        )
-    factor = 2 ** sum(dilation == 1 for dilation in net.dilations[1:])
-    if x.shape[1] % factor or x.shape[2] % factor:
-        raise ValueError(
-            f"dilations {net.dilations} halve the image to 1/{factor}, so its height and width must be multiples of "
-            f"{factor}; got {x.shape[1]}×{x.shape[2]}"
-        )
+    check_inputs(net, x, t, "dilations", sum(dilation == 1 for dilation in net.dilations[1:]))
     index = t.astype(jnp.int32)
     h = refine(x if net.centered else 2 * x - 1, index)
     if not net.scale_by_sigma:
@@ -399,7 +261,8 @@ class NCSNv2(nn.Module):
         _check(self)
         ok = self.normalization in NORMALIZATIONS
         require(ok, "normalization", self.normalization, f"one of {NORMALIZATIONS}")
-        require(self.last_epsilon > 0, "last_epsilon", self.last_epsilon, "positive")
+        last_ok = real(self.last_epsilon) and self.last_epsilon > 0
+        require(last_ok, "last_epsilon", self.last_epsilon, "a positive number")
         grouped = self.normalization != "group" or self.nf % 32 == 0
         require(grouped, "nf", self.nf, 'a multiple of 32, the number of groups of normalization "group"')
 

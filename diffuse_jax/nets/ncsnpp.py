@@ -14,6 +14,7 @@ from diffuse_jax.nets.layers import (
     check_unet,
     make_tuple,
     positional_features,
+    real,
     require,
     sigma_table,
 )
@@ -81,10 +82,12 @@ class NCSNpp(nn.Module):
         check_unet(self)
         for field, choices in _CHOICES.items():
             require(getattr(self, field) in choices, field, getattr(self, field), f"one of {choices}")
-        require(self.fourier_scale > 0, "fourier_scale", self.fourier_scale, "positive")
-        require(self.init_scale >= 0, "init_scale", self.init_scale, "at least 0")
+        scale, start = self.fourier_scale, self.init_scale
+        require(real(scale) and scale > 0, "fourier_scale", scale, "a positive number")
+        require(real(start) and start >= 0, "init_scale", start, "a number of at least 0")
         make_tuple(self, "fir_kernel")
-        require(sum(self.fir_kernel) != 0, "fir_kernel", self.fir_kernel, "numbers with a sum that is not 0")
+        taps_ok = all(real(tap) for tap in self.fir_kernel) and sum(self.fir_kernel) != 0
+        require(taps_ok, "fir_kernel", self.fir_kernel, "numbers with a sum that is not 0")
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
@@ -93,7 +96,7 @@ class NCSNpp(nn.Module):
         Label num_classes (or any outside 0..num_classes − 1) means "no label" and equals cond=None. h and w must be
         multiples of 2^(levels − 1), else ValueError. With train=True dropout draws from the rng "dropout".
         """
-        check_inputs(self, x, t)
+        check_inputs(self, x, t, "ch_mult", len(self.ch_mult) - 1)
         t = t.astype(jnp.float32)
         if self.embedding_type == "fourier":
             # Also made where `conditional` is False, so that the parameters are those of published checkpoints.

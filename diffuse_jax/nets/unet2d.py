@@ -13,15 +13,21 @@ from typing import Any, Literal, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffuse_jax.nets import fir
 from diffuse_jax.nets.layers import (
     Embedding,
     FourierFeatures,
     Resampling,
+    check_dtype,
+    check_inputs,
+    check_probability,
     conv,
     init_kernel,
     make_tuple,
+    positional_features,
+    real,
     repeat,
     require,
     whole,
@@ -31,12 +37,11 @@ from diffuse_jax.nets.unet2d_blocks import (
     DOWN_KINDS,
     FIR_KERNEL,
     UP_KINDS,
-    BlockStyle,
     HeadAttention,
     Kind,
     TimeBlock,
+    UNet2DStyle,
     normalise,
-    timestep_features,
 )
 
 _SQRT2 = 2**0.5
@@ -109,7 +114,7 @@ class UNet2D(nn.Module):
         0..num_classes − 1, mean "no label". h and w must be multiples of 2^(levels − 1), else ValueError. With
         train=True dropout draws from the rng "dropout".
         """
-        self._check_inputs(x, t)
+        check_inputs(self, x, t, "block_out_channels", len(self.block_out_channels) - 1)
         temb = self._embed(t, cond)
         x = x if self.centered else 2 * x - 1
         saved = self._down(x, temb, train)
@@ -128,19 +133,6 @@ class UNet2D(nn.Module):
             tuple(kind._replace(resampling=kind.resampling or self.downsample_type) for kind in down),
             tuple(kind._replace(resampling=kind.resampling or self.upsample_type) for kind in up),
         )
-
-    @nn.nowrap
-    def _check_inputs(self, x: jax.Array, t: jax.Array) -> None:
-        if x.ndim != 4:
-            raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
-        if t.shape != x.shape[:1]:
-            raise ValueError(f"t must have shape ({x.shape[0]},), one label an image; got shape {t.shape}")
-        factor = 2 ** (len(self.block_out_channels) - 1)
-        if x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(
-                f"block_out_channels has {len(self.block_out_channels)} levels, so the image's height and width must "
-                f"be multiples of {factor}; got {x.shape[1]}×{x.shape[2]}: choose fewer levels or another image size"
-            )
 
     @nn.nowrap
     def _embed(self, t: jax.Array, cond: jax.Array | None) -> jax.Array:
@@ -175,12 +167,15 @@ class UNet2D(nn.Module):
         if self.time_embedding_type == "learned":
             table = nn.Embed(cast(int, self.num_train_timesteps), size, name="times")
             return lambda t: table(jnp.round(t).astype(jnp.int32))
-        return lambda t: timestep_features(t.astype(jnp.float32), size, self.flip_sin_to_cos, self.freq_shift)
+        k, steps = np.arange(size // 2, dtype=np.float32), np.float32(size // 2 - self.freq_shift)
+        exponents = np.float32(-np.log(10000.0)) * k / steps
+        first = self.flip_sin_to_cos
+        return lambda t: positional_features(t.astype(jnp.float32), size, exponents, cosines_first=first)
 
     @nn.nowrap
-    def _style(self) -> BlockStyle:
+    def _style(self) -> UNet2DStyle:
         scale_shift = self.resnet_time_scale_shift == "scale_shift"
-        return BlockStyle(self.act_fn, self.dropout, self.norm_eps, scale_shift, self.dtype)
+        return UNet2DStyle(self.act_fn, self.dropout, self.norm_eps, scale_shift, self.dtype)
 
     @nn.nowrap
     def _groups(self, kind: Kind | None, channels: int) -> int:
@@ -330,21 +325,17 @@ def _check(net: UNet2D) -> None:
     ):
         value = getattr(net, field)
         require(value is None or (whole(value) and value > 0), field, value, "None or a positive integer")
-    require(0 <= net.dropout < 1, "dropout", net.dropout, "in [0, 1)")
-    require(net.norm_eps > 0, "norm_eps", net.norm_eps, "positive")
-    require(net.mid_block_scale_factor != 0, "mid_block_scale_factor", 0, "a number that is not 0")
-    ok = net.time_embedding_type != "positional" or net.freq_shift < channels[0] // 2
-    require(ok, "freq_shift", net.freq_shift, f"below {channels[0] // 2}, half of block_out_channels[0]")
+    check_probability(net, "dropout")
+    epsilon, divisor, shift = net.norm_eps, net.mid_block_scale_factor, net.freq_shift
+    require(real(epsilon) and epsilon > 0, "norm_eps", epsilon, "a positive number")
+    require(real(divisor) and divisor != 0, "mid_block_scale_factor", divisor, "a number that is not 0")
+    ok = net.time_embedding_type != "positional" or (real(shift) and shift < channels[0] // 2)
+    require(ok, "freq_shift", shift, f"a number below {channels[0] // 2}, half of block_out_channels[0]")
     ok = net.time_embedding_type != "learned" or net.num_train_timesteps is not None
     require(ok, "num_train_timesteps", None, "given where time_embedding_type is 'learned'")
     both = net.class_embed_type is not None and net.num_classes is not None
     require(not both, "num_classes", net.num_classes, f"None where class_embed_type is {net.class_embed_type!r}")
-    require(
-        jnp.issubdtype(jnp.dtype(net.dtype), jnp.floating),
-        "dtype",
-        net.dtype,
-        "a floating-point type such as jnp.bfloat16",
-    )
+    check_dtype(net)
     _check_pyramids(net)
 
 

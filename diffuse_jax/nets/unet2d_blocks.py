@@ -1,6 +1,6 @@
-"""The parts of `UNet2D`: residual blocks and attention whose groups, heads and scale are given, and time features.
+"""The parts of `UNet2D`: residual blocks and attention whose groups, heads and scale are given.
 
-What differs from block to block travels as fields; what is the same for a whole network as one value, `BlockStyle`.
+What differs from block to block travels as fields; what is the same for a whole network as one value, `UNet2DStyle`.
 Convolutions run in `style.dtype`; parameters, normalisations and the softmax are float32.
 """
 
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffuse_jax.nets import fir
 from diffuse_jax.nets.layers import Resampling, conv, init_kernel, mean_pool, pointwise, repeat
@@ -56,7 +55,7 @@ UP_KINDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockStyle:
+class UNet2DStyle:
     """What all blocks of a network agree on. `scale_shift` lets the time scale the second normalisation as well."""
 
     act_fn: str
@@ -87,7 +86,7 @@ class TimeBlock(nn.Module):
     which case the shortcut has a kernel, as it has where the channels change. The sum is divided by `divisor`.
     """
 
-    style: BlockStyle
+    style: UNet2DStyle
     features: int
     groups_in: int
     groups_out: int
@@ -129,7 +128,7 @@ class HeadAttention(nn.Module):
     There are ⌊c/head_dim⌋ heads. `groups=None` leaves out the normalisation. The sum is divided by `divisor`.
     """
 
-    style: BlockStyle
+    style: UNet2DStyle
     head_dim: int
     groups: int | None
     divisor: float = 1.0
@@ -150,14 +149,3 @@ class HeadAttention(nn.Module):
         h = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits).astype(dtype), v).reshape(b, height * width, -1)
         h = pointwise(c, dtype, "out", scale=0.0)(h).reshape(x.shape)
         return (x + h) / self.divisor
-
-
-def timestep_features(t: jax.Array, size: int, flip: bool, shift: float) -> jax.Array:
-    """[sin, cos](t·10000^(−k/(size/2 − shift))), k = 0 … size/2 − 1, cosines first if `flip` (arXiv:1706.03762):
-    (batch,) to (batch, size); an odd size ends with 0."""
-    half = size // 2
-    # In single precision at every step, as in the published networks: an angle may be a thousand times a frequency.
-    exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
-    angle = t[:, None] * np.exp(exponent)
-    parts = [jnp.cos(angle), jnp.sin(angle)] if flip else [jnp.sin(angle), jnp.cos(angle)]
-    return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, size % 2)))

@@ -195,6 +195,8 @@ def test_missing_unknown_and_misshapen_weights_are_all_listed():
         {"upsample_type": "none"},
         {"norm_num_groups": None},
         {"norm_num_groups": 5},
+        {"norm_eps": "1e-6"},
+        {"dropout": "0.1"},
         {"attention_head_dim": 32},
         {"cross_attention_dim": 8},
         {"freq_shift": 4},

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fixtures.make_edm import drawn
 
-from diffuse_jax.convert.edm import edm_names, from_edm
+from diffuse_jax.convert.edm import _plan, from_edm
 from diffuse_jax.convert.names import ConversionError
 from diffuse_jax.nets.edm import ADM, SongUNet
 
@@ -51,7 +51,7 @@ def test_the_published_networks_have_the_originals_names_and_shapes(fixtures, na
     """And so as many parameters; a Fourier embedding's 128 frequencies, which are not trained, are counted."""
     with np.load(fixtures / "edm" / "published.npz") as file:
         config, shapes = json.loads(str(file[name]))
-    found = edm_names(config | {"use_fp16": True, "sigma_data": 0.5, "class_name": "training.networks.EDMPrecond"})
+    _, _, found = _plan(config | {"use_fp16": True, "sigma_data": 0.5, "class_name": "training.networks.EDMPrecond"})
     assert found == {key: tuple(shape) for key, shape in shapes.items()}
     assert sum(np.prod(shape, dtype=int) for shape in found.values()) == PUBLISHED[name]
 
@@ -119,7 +119,7 @@ def test_a_resampling_filter_other_than_the_options_is_refused(fixtures):
 def test_options_that_cannot_be_honoured_are_refused_by_name(change, message):
     options = {"model_type": "SongUNet", "img_resolution": 8, "in_channels": 3, "out_channels": 3}
     with pytest.raises(ConversionError, match=message):
-        edm_names(options | change)
+        from_edm({}, options | change)
 
 
 def test_names_with_and_without_a_prefix_are_refused(fixtures):
@@ -166,7 +166,8 @@ def one_level():
     """A tiny network with classes, drawn weights, its inputs for four images, and the compiled network."""
     options = {"model_type": "SongUNet", "in_channels": 3, "out_channels": 3, "label_dim": 5} | TINY
     options |= {"label_dropout": 0.5, "dropout": 0.0}
-    network, variables = from_edm(drawn(edm_names(options)), options)
+    _, _, shapes = _plan(options)
+    network, variables = from_edm(drawn(shapes), options)
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(4, 4, 4, 3)).astype(np.float32), np.full(4, 0.3, np.float32)
 
@@ -247,6 +248,8 @@ def test_inputs_that_do_not_fit_are_refused_by_name():
         "cond must be absent": lambda: run(ADM(**TINY), cond=jnp.zeros(2, int)),
         "augment must be absent": lambda: run(ADM(**TINY), augment=jnp.zeros((2, 9))),
         "label_dropout must be": lambda: SongUNet(label_dropout=1.0),
+        "dropout must be a number": lambda: ADM(dropout="0.1"),
+        "resample_filter must be": lambda: SongUNet(resample_filter=("1", "1")),
         "img_resolution must be": lambda: ADM(img_resolution=0),
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -204,7 +204,7 @@ def test_a_stored_table_of_noise_levels_that_the_options_contradict_is_refused(o
 
 def test_an_image_that_the_network_cannot_read_is_refused():
     _, config, params = load("ve_skip_pyramids.torch")
-    with pytest.raises(ConversionError, match=r"cannot read images of shape \(18, 18, 3\): ch_mult has 3 levels"):
+    with pytest.raises(ConversionError, match=r"cannot read images of shape \(18, 18, 3\): ch_mult = \(1, 1, 2\)"):
         from_score_sde(params, config | {"image_size": 18})
 
 

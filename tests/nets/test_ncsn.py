@@ -10,17 +10,8 @@ from flax.traverse_util import flatten_dict
 from random_params import random_params
 
 from diffuse_jax.nets import LinenNet
-from diffuse_jax.nets.ncsn import (
-    NCSN,
-    NCSNV2_FORMS,
-    InstanceNorm,
-    InstanceNormPlus,
-    NCSNv2,
-    RefineResBlock,
-    RefineStyle,
-    VarianceNorm,
-    interpolate,
-)
+from diffuse_jax.nets.ncsn import NCSN, NCSNV2_FORMS, NCSNv2, RefineResBlock
+from diffuse_jax.nets.ncsn_layers import InstanceNorm, InstanceNormPlus, RefineStyle, VarianceNorm, interpolate
 
 TINY = {"nf": 2, "ch_mult": (1, 2), "dilations": (1, 1), "refine_mult": (2, 1)}
 
@@ -170,10 +161,12 @@ def test_parameters_start_as_published():
         (NCSN, "nonlinearity", "gelu"),
         (NCSN, "interpolation", "cubic"),
         (NCSN, "sigma_min", 2.0),
+        (NCSN, "sigma_max", "1"),
         (NCSN, "num_scales", 0),
         (NCSN, "dtype", jnp.int32),
         (NCSNv2, "normalization", "InstanceNorm++"),
         (NCSNv2, "last_epsilon", 0.0),
+        (NCSNv2, "last_epsilon", "1e-5"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name_when_the_network_is_made(network, field, value):
