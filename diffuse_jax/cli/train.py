@@ -34,7 +34,7 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     check_numbers(config)  # before the data, which may take long
     mesh = make_mesh()
     try:
-        check_batch(config.training.batch_size, mesh.size)
+        check_batch(config.training.batch_size, mesh.size, config.training.accumulate)
     except ValueError as error:
         raise ConfigError(f"config.training.{error}") from error
     if args.dry_run:
@@ -95,6 +95,7 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
             optimizer=experiment.optimizer,
             ema=experiment.ema,
             key=experiment.key,
+            accumulate=config.training.accumulate,
         ),
         lambda first, count: prefetch(batches, first, steps, count=count),
         steps=steps,

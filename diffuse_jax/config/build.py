@@ -75,6 +75,7 @@ _INDICES = ("index", "reversed_index", "nearest_index")
 _LEAST = {
     "training.steps_per_call": 1,
     "training.batch_size": 1,
+    "training.accumulate": 1,
     "training.steps": 1,
     "training.log_every": 1,
     "training.checkpoint_every": 1,

@@ -26,6 +26,7 @@ _CONFIG = "config.json"
 _FREE_SECTIONS = ("sampling", "evaluation")
 _FREE_FIELDS = (
     "training.steps",
+    "training.accumulate",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep",

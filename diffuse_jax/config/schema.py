@@ -161,6 +161,8 @@ def base() -> ConfigDict:
             "training": {
                 "steps": 1000,
                 "batch_size": 128,
+                # Parts of a batch that a step goes through one after the other, for batches that do not fit in memory.
+                "accumulate": 1,
                 # Steps compiled into one call; all numbers of steps below are multiples of it. On CPU: 1 for images.
                 "steps_per_call": 1,
                 "log_every": 100,

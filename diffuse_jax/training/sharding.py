@@ -45,13 +45,16 @@ def global_batch(mesh: Mesh, batch: Any, scanned: bool = False) -> Any:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
 
 
-def check_batch(batch_size: int, device_count: int) -> None:
-    """ValueError unless a global batch of `batch_size` rows splits evenly over `device_count` devices."""
-    if batch_size < 1 or batch_size % device_count:
-        below = batch_size - batch_size % device_count
-        would_do = " or ".join(str(n) for n in (below, below + device_count) if n > 0)
+def check_batch(batch_size: int, device_count: int, accumulate: int = 1) -> None:
+    """ValueError unless a global batch of `batch_size` rows splits evenly over `device_count` devices, and their shares
+    into `accumulate` parts."""
+    pieces = device_count * accumulate
+    if batch_size < 1 or batch_size % pieces:
+        below = batch_size - batch_size % pieces
+        would_do = " or ".join(str(n) for n in (below, below + pieces) if n > 0)
+        parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise ValueError(
-            f"batch_size = {batch_size} does not split evenly over {device_count} devices; {would_do} would do"
+            f"batch_size = {batch_size} does not split evenly over {device_count} devices{parts}; {would_do} would do"
         )
 
 

@@ -67,26 +67,35 @@ def train_step(
     ema: Callable[[jax.Array], jax.Array],
     key: jax.Array,
     axis_name: str | None = None,
+    accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """One update from a batch, a tree of arrays that share their leading axis B.
 
     `loss(params, batch, rows, rng) -> (B,)` gives the loss of each sample, drawing what concerns row i from
     `rows.keys[i]` and dropout from `rng`; its mean is descended. `ema(step)` is the decay of the moving average, `step`
     counting the updates made before this one. The metrics are float32 scalars: `loss`, and `grad_norm`, the global norm
-    of the gradient before clipping. Under `axis_name` (for `jax.pmap`) the batch is this device's share, and loss and
-    gradient are averaged over the axis; otherwise the function knows nothing of devices. ValueError where the loss is
-    not one value a row.
+    of the gradient before clipping. With `accumulate` = k the gradient is the average over k parts of the batch, one
+    after the other, each with the memory of its B/k rows: the same update, but for rounding and for dropout, whose key
+    is the part's own. Under `axis_name` (for `jax.pmap`) the batch is this device's share, and loss and gradient are
+    averaged over the axis; otherwise the function knows nothing of devices. ValueError where the loss is not one value
+    a row, or k does not divide B.
     """
     size = jax.tree.leaves(batch)[0].shape[0]
     rows, rng = step_randomness(key, state.step, size, axis_name)
 
-    def mean_loss(params: Any) -> jax.Array:
+    def mean_loss(params: Any, batch: Any, rows: Rows, rng: jax.Array) -> jax.Array:
         each = loss(params, batch, rows, rng)
-        if each.shape != (size,):
-            raise ValueError(f"the loss must give one value a row, shape ({size},), not {each.shape}")
+        if each.shape != rows.index.shape:
+            raise ValueError(f"the loss must give one value a row, shape {rows.index.shape}, not {each.shape}")
         return jnp.mean(each)
 
-    value, gradient = jax.value_and_grad(mean_loss)(state.params)
+    def value_and_gradient(batch: Any, rows: Rows, rng: jax.Array) -> tuple[jax.Array, Any]:
+        return jax.value_and_grad(mean_loss)(state.params, batch, rows, rng)
+
+    if accumulate == 1:
+        value, gradient = value_and_gradient(batch, rows, rng)
+    else:
+        value, gradient = _mean_over_parts(value_and_gradient, batch, rows, rng, accumulate)
     if axis_name is not None:
         value, gradient = jax.lax.pmean((value, gradient), axis_name)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -98,6 +107,29 @@ def train_step(
         TrainState(step=state.step + 1, params=params, ema=average, opt_state=opt_state),
         jax.tree.map(lambda m: m.astype(jnp.float32), metrics),
     )
+
+
+def _mean_over_parts(
+    function: Callable[[Any, Rows, jax.Array], Any], batch: Any, rows: Rows, rng: jax.Array, parts: int
+) -> Any:
+    """The mean of function(batch, rows, rng) over so many parts of the rows, one after the other, row r being of part r
+    mod `parts`: where a batch is spread over devices, each of them has its share of every part."""
+    size = rows.index.shape[0]
+    if size % parts:
+        raise ValueError(f"accumulate = {parts} must divide the {size} rows of the batch")
+
+    def split(leaf: jax.Array) -> jax.Array:
+        return jnp.swapaxes(leaf.reshape(size // parts, parts, *leaf.shape[1:]), 0, 1)
+
+    def of(part: tuple[jax.Array, Any, Rows]) -> Any:
+        i, batch, rows = part
+        return function(batch, rows, jax.random.fold_in(rng, i))
+
+    split_up = jnp.arange(parts), jax.tree.map(split, batch), jax.tree.map(split, rows)
+    shapes = jax.eval_shape(of, jax.tree.map(lambda leaf: leaf[0], split_up))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of(part)), None), zeros, split_up)
+    return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
 def scan_steps(step_fn: StepFn, state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:

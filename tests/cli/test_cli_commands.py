@@ -247,6 +247,12 @@ def test_a_run_on_which_one_goes_on_ends_where_the_uninterrupted_one_does(toy_ru
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_a_batch_in_parts_trains_the_same_network(toy_run, tmp_path):
+    assert run("train", *TINY, "--config.training.accumulate=2", f"--workdir={tmp_path}") == 0
+    a, b = diffuse_jax.load(toy_run).params, diffuse_jax.load(tmp_path).params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), a, b)
+
+
 def test_a_dry_run_counts_without_writing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("train", *TINY, "--dry_run") == 0

@@ -14,14 +14,14 @@ from diffuse_jax.training.step import step_randomness
 
 
 @functools.cache
-def compiled(devices, dropout):
+def compiled(devices, dropout, accumulate):
     mesh = training.make_mesh(jax.devices()[:devices])
-    return mesh, training.compile_step(toy.step(dropout=dropout), mesh)
+    return mesh, training.compile_step(toy.step(dropout=dropout, accumulate=accumulate), mesh)
 
 
-def run(devices, steps, per_call, *, dtype=np.float32, dropout=0.5):
+def run(devices, steps, per_call, *, dtype=np.float32, dropout=0.5, accumulate=1):
     """The state after `steps` from the toy's start, and the metrics of all of them, on that many devices."""
-    mesh, call = compiled(devices, dropout)
+    mesh, call = compiled(devices, dropout, accumulate)
     state, metrics = jax.device_put(toy.state(dtype), training.replicated(mesh)), []
     for start in range(0, steps, per_call):
         batches = training.global_batch(mesh, toy.stacked(start, per_call, dtype), scanned=True)
@@ -90,6 +90,39 @@ def test_eight_devices_train_as_one_with_dropout_on():
     chex.assert_trees_all_close(one_metrics, eight_metrics, rtol=1e-6)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_batch_in_parts_trains_as_the_whole_one(devices):
+    """Without dropout, whose key is each part's own; the rows' draws, stratified over the whole batch, are the same."""
+    with jax.enable_x64(True):
+        whole, whole_metrics = run(1, 20, 10, dtype=np.float64, dropout=0.0)
+        parts, parts_metrics = run(devices, 20, 10, dtype=np.float64, dropout=0.0, accumulate=2)
+    assert np.abs(whole.params["out"]["kernel"] - toy.params()["out"]["kernel"]).min() > 1e-3
+    chex.assert_trees_all_close(whole, parts, rtol=1e-9, atol=1e-15)
+    chex.assert_trees_all_close(whole_metrics, parts_metrics, rtol=1e-6)
+
+
+def test_every_part_of_a_batch_drops_out_by_itself():
+    first, second = (
+        jax.random.key_data(jax.random.fold_in(step_randomness(jax.random.key(3), jnp.int32(0), 8)[1], i))
+        for i in range(2)
+    )
+    assert not np.array_equal(first, second)
+    seen = []
+
+    def loss(params, batch, rows, rng):
+        jax.debug.callback(lambda data: seen.append(np.asarray(data).tolist()), jax.random.key_data(rng))
+        return toy.loss(params, batch, rows, rng)
+
+    jax.block_until_ready(jax.jit(functools.partial(toy.step(accumulate=2), loss=loss))(toy.state(), toy.batch(0)))
+    jax.effects_barrier()
+    assert sorted(seen) == sorted([first.tolist(), second.tolist()])
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ValueError, match="accumulate = 3 must divide the 16 rows"):
+        toy.step(accumulate=3)(toy.state(), toy.batch(0))
+
+
 def test_dropout_changes_what_is_learnt():
     """The toy's dropout is real: without it the claim above would be about nothing."""
     with_dropout, _ = run(1, 4, 4)
@@ -118,6 +151,8 @@ def test_a_batch_that_does_not_split_is_refused_with_one_that_does(batch_size, w
     training.check_batch(24, 8)
     with pytest.raises(ValueError, match=f"batch_size = {batch_size} .* 8 devices; {would_do} would do"):
         training.check_batch(batch_size, 8)
+    with pytest.raises(ValueError, match="8 devices in 4 parts; 32 would do"):
+        training.check_batch(24, 8, 4)
     with pytest.raises(ValueError, match=f"batch_size = {batch_size} "):
         training.global_batch(mesh, {"x": np.zeros((2, batch_size, 1))}, scanned=True)
 

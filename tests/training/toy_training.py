@@ -42,7 +42,7 @@ def loss(params, batch, rows: training.Rows, rng, *, dropout: float = 0.5):
     return jnp.sum(jnp.square(hidden @ params["out"]["kernel"] - eps), axis=-1)
 
 
-def step(axis_name: str | None = None, **loss_options):
+def step(axis_name: str | None = None, accumulate: int = 1, **loss_options):
     return partial(
         training.train_step,
         loss=partial(loss, **loss_options),
@@ -50,6 +50,7 @@ def step(axis_name: str | None = None, **loss_options):
         ema=EMA,
         key=jax.random.key(3),
         axis_name=axis_name,
+        accumulate=accumulate,
     )
 
 
