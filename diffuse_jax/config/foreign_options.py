@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffuse_jax.config.build import Experiment
-from diffuse_jax.convert import ConversionError, diffusers_process, options_of
+from diffuse_jax.convert import ConversionError, diffusers_process, edm_preconditioner, options_of
 
 __all__ = ["diffusers_fields", "edm_fields", "score_sde_fields", "score_sde_options"]
 
@@ -181,9 +181,8 @@ def _ve_sampling(fields: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dic
 
 
 def edm_fields(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Of EDM's networks: `precond`, or `class_name`, is the class of the preconditioner, EDMPrecond unless given."""
-    named = options.get("precond") or options.get("class_name") or "EDMPrecond"
-    precond = str(named).rsplit(".", 1)[-1].lower().removesuffix("precond")
+    """Of EDM's networks, in the preconditioner that `class_name` or `precond` names."""
+    precond = edm_preconditioner(options)
     fields = {
         "ema.halflife_images": 500_000.0,
         "ema.rampup_ratio": 0.05,
@@ -214,4 +213,5 @@ def edm_fields(options: Mapping[str, Any]) -> dict[str, Any]:
         beta_min = options.get("beta_min", 0.1)
         betas = {"sde.beta_min": beta_min, "sde.beta_max": beta_min + options.get("beta_d", 19.9)}
         return {**fields, **betas, "sde.name": "vp", "parameterization.name": "noise", "parameterization.label": "999t"}
+    named = options.get("class_name") or options["precond"]
     raise ConversionError(f"precond={named!r} is not carried over: only EDMPrecond and VPPrecond are")

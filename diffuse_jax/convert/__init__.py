@@ -2,7 +2,7 @@
 their files that run no foreign code."""
 
 from diffuse_jax.convert.diffusers import diffusers_process, from_diffusers, to_diffusers
-from diffuse_jax.convert.edm import from_edm
+from diffuse_jax.convert.edm import edm_preconditioner, from_edm
 from diffuse_jax.convert.files import Weights, read_options, read_weights, write_safetensors
 from diffuse_jax.convert.names import ConversionError
 from diffuse_jax.convert.score_sde import (
@@ -18,6 +18,7 @@ __all__ = [
     "ConversionError",
     "Weights",
     "diffusers_process",
+    "edm_preconditioner",
     "from_diffusers",
     "from_edm",
     "from_score_sde",

@@ -9,6 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffuse_jax.convert.names import ConversionError, check_names
+from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.unet2d import UNet2D
 from diffuse_jax.sde import cosine_betas
 
@@ -216,8 +217,7 @@ def _today_name(name: str) -> str:
 def _leaves(network: UNet2D, channels: int) -> dict[tuple[str, ...], tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """Of every parameter here, by its path: name and shape in the original, and the order of axes that leads there."""
     size = 2 ** (len(network.block_out_channels) - 1)
-    x, t = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    shapes = jax.eval_shape(lambda x, t: network.init(jax.random.key(0), x, t), x, t)["params"]
+    shapes = jax.eval_shape(lambda key: LinenNet(network).init(key, (size, size, channels)), jax.random.key(0))
     layers = dict(_layers(network))
     found = {}
     for path, leaf in flatten_dict(shapes).items():

@@ -14,9 +14,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffuse_jax.convert.names import ConversionError, check_names
+from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.edm import ADM, SongUNet
 
-__all__ = ["from_edm"]
+__all__ = ["edm_preconditioner", "from_edm"]
 
 _NETWORKS: dict[str, Any] = {"SongUNet": SongUNet, "DhariwalUNet": ADM}
 _SHARED = {"label_dim", "augment_dim", "model_channels", "channel_mult", "channel_mult_emb", "num_blocks"}
@@ -80,12 +81,21 @@ def from_edm(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[nn.M
     return network, {"params": unflatten_dict(flat, sep="/")}
 
 
+def edm_preconditioner(config: Mapping[str, Any]) -> str:
+    """What `class_name`, or `precond`, names: "edm" (where neither is there), "vp", "ve" or "iddpm"."""
+    named = str(config.get("class_name") or config.get("precond") or "edm")
+    return named.rsplit(".", 1)[-1].lower().removesuffix("precond")
+
+
 def _plan(config: Mapping[str, Any]) -> tuple[Any, dict[str, str], dict[str, tuple[int, ...]]]:
     """The network, the original's name of the parameter at each path, and the shape of each name."""
     network, in_channels = _network(config)
     size = config["img_resolution"]
     try:
-        shapes = flatten_dict(_shapes(network, (size, size, in_channels)), sep="/")
+        shape = (size, size, in_channels)
+        shapes = flatten_dict(
+            jax.eval_shape(lambda key: LinenNet(network).init(key, shape), jax.random.key(0)), sep="/"
+        )
     except (TypeError, ValueError) as error:
         raise ConversionError(f"the options make no network: {error}") from error
     modules = _modules(network)
@@ -106,8 +116,7 @@ def _network(config: Mapping[str, Any]) -> tuple[nn.Module, int]:
     unknown = sorted(set(config) - _OPTIONS[kind] - _STRUCTURE - set(NOT_THE_NETWORKS))
     if unknown:
         raise ConversionError(f"{kind} has no option {', '.join(unknown)}; its options are {sorted(_OPTIONS[kind])}")
-    around = str(config.get("class_name", config.get("precond", ""))).rsplit(".", 1)[-1].lower()
-    outputs = 2 if around in ("iddpm", "iddpmprecond") else 1
+    outputs = 2 if edm_preconditioner(config) == "iddpm" else 1
     in_channels = config.get("in_channels", config.get("img_channels"))
     out_channels = config.get("out_channels", outputs * config.get("img_channels", 0))
     fields = {name: value for name, value in config.items() if name in _OPTIONS[kind]}
@@ -116,13 +125,6 @@ def _network(config: Mapping[str, Any]) -> tuple[nn.Module, int]:
     except (TypeError, ValueError) as error:
         raise ConversionError(f"the options make no network: {error}") from error
     return network, in_channels
-
-
-def _shapes(network: nn.Module, shape: tuple[int, ...]) -> Any:
-    def make(key: jax.Array) -> Any:
-        return network.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)))["params"]
-
-    return jax.eval_shape(make, jax.random.key(0))
 
 
 def _bare_names(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,17 +95,28 @@ def _langevin(
 ) -> tuple[Array, Array, Any]:
     sigma = denoise.sde.sigma(t)
 
+    def score_and_size(x: Array, z: Array) -> tuple[Array, Array]:
+        score = -denoise(x, t).eps / sigma
+        return score, form.rule(snr, sigma, z, score)
+
+    x, x_mean = langevin_steps(form.steps, noise, x, score_and_size)
+    return x, x_mean, memory
+
+
+def langevin_steps(
+    steps: int, noise: Noise, x: Array, score_and_size: Callable[[Array, Array], tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """x and x_mean after `steps` of x_mean = x + ε·score, x = x_mean + √(2ε)·z, (score, ε) = score_and_size(x, z)."""
+
     def move(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
         x, _ = carry
         z = noise(i)
-        score = -denoise(x, t).eps / sigma
-        epsilon = form.rule(snr, sigma, z, score)
+        score, epsilon = score_and_size(x, z)
         x_mean = x + epsilon * score
         return (x_mean + jnp.sqrt(2 * epsilon) * z, x_mean), None
 
     # One step needs no loop, and a network in a loop within a loop is slow on CPU.
-    (x, x_mean), _ = jax.lax.scan(move, (x, x), jnp.arange(form.steps), unroll=form.steps == 1)
-    return x, x_mean, memory
+    return jax.lax.scan(move, (x, x), jnp.arange(steps), unroll=steps == 1)[0]
 
 
 def _sigma_rule(snr: Array, sigma: Array, z: Array, score: Array) -> Array:
@@ -113,5 +124,10 @@ def _sigma_rule(snr: Array, sigma: Array, z: Array, score: Array) -> Array:
 
 
 def _batch_norm_rule(snr: Array, sigma: Array, z: Array, score: Array) -> Array:
+    return 2 * jnp.square(snr * batch_norm_ratio(z, score))
+
+
+def batch_norm_ratio(z: Array, score: Array) -> Array:
+    """‖z‖/‖score‖, each averaged over the batch."""
     z_norm, score_norm = (jnp.mean(jnp.linalg.norm(a.reshape(a.shape[0], -1), axis=-1)) for a in (z, score))
-    return 2 * jnp.square(snr * z_norm / score_norm)
+    return z_norm / score_norm

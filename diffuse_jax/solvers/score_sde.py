@@ -23,6 +23,7 @@ from diffuse_jax._pytree import Static, pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import SDE, VE, VP, Array, DiscreteVE, DiscreteVP
 from diffuse_jax.solvers.base import Noise, Solver, predictor_corrector
+from diffuse_jax.solvers.langevin import batch_norm_ratio, langevin_steps
 
 __all__ = ["score_sde"]
 
@@ -147,21 +148,16 @@ def _none(form: _Form, noise: Noise, x: Array, memory: tuple[()], t: Array, s: A
 def _correct(
     form: _Form, epsilon: Static, snr: Array, noise: Noise, x: Array, n: Array, t: Array, s: Array, denoise: Denoiser
 ) -> tuple[Array, Array, Array]:
-    def move(carry: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
-        x, _ = carry
-        z = noise(i)
+    def score_and_size(x: Array, z: Array) -> tuple[Array, Array]:
         score, step = _score(form, x, t, denoise, n)
-        size = 2 * jnp.square(step.m * snr * epsilon.value(denoise.sde.sigma(t), z, score))
-        x_mean = x + size * score
-        return (x_mean + jnp.sqrt(2 * size) * z, x_mean), None
+        return score, 2 * jnp.square(step.m * snr * epsilon.value(denoise.sde.sigma(t), z, score))
 
-    (x, x_mean), _ = jax.lax.scan(move, (x, x), jnp.arange(form.steps), unroll=form.steps == 1)
+    x, x_mean = langevin_steps(form.steps, noise, x, score_and_size)
     return x, x_mean, n
 
 
 def _batch_ratio(sigma: Array, z: Array, score: Array) -> Array:
-    z_norm, score_norm = (jnp.mean(jnp.linalg.norm(a.reshape(a.shape[0], -1), axis=-1)) for a in (z, score))
-    return z_norm / score_norm
+    return batch_norm_ratio(z, score)
 
 
 def _deviation(sigma: Array, z: Array, score: Array) -> Array:
