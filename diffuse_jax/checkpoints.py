@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from diffuse_jax._files import written_atomically
@@ -77,6 +78,8 @@ class Checkpoints:
         try:
             if step in self.steps():
                 self._remove(step)
+            if jax.process_count() > 1:  # the others must not come upon what process 0 removes
+                multihost_utils.sync_global_devices(f"save {step}")
             self._pending = step, ocp.save_async(self.directory / str(step), state)
         except Exception as error:
             raise self._failed(step, error) from error
@@ -110,26 +113,24 @@ class Checkpoints:
     ) -> None:
         self.close()
 
-    def restore(self, abstract: Any, step: int | None = None, sharding: jax.sharding.Sharding | None = None) -> Any:
+    def restore(self, abstract: Any, step: int | None = None, sharding: Any = None) -> Any:
         """The state stored at `step` (default: the latest), in the structure, shapes and dtypes of `abstract`.
 
         `abstract` is a tree of arrays or `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it; the arrays are placed by
-        `sharding`, or by the sharding of each leaf, or on this process's first device. The number of devices that wrote
-        the state does not matter. CheckpointError, naming the first leaf that differs, where the stored tree is
+        `sharding`, one for all or a tree of them, or by the sharding of each leaf, or on this process's first device.
+        How many devices and processes wrote the state, and how it was split over them, does not matter.
+        CheckpointError, naming the first leaf that differs, where the stored tree is
         another; and where the directory, the step or any checkpoint at all is missing, with the steps that exist.
         """
         return self._restore(abstract, step, sharding, part=None)
 
-    def restore_part(
-        self, part: str, abstract: Any, step: int | None = None, sharding: jax.sharding.Sharding | None = None
-    ) -> Any:
+    def restore_part(self, part: str, abstract: Any, step: int | None = None, sharding: Any = None) -> Any:
         """One field of the stored state, such as "ema" or "params", and no more of it; otherwise as `restore`."""
-        return self._restore({part: abstract}, step, sharding, part=part)[part]
+        placed = None if sharding is None else {part: sharding}
+        return self._restore({part: abstract}, step, placed, part=part)[part]
 
-    def _restore(
-        self, abstract: Any, step: int | None, sharding: jax.sharding.Sharding | None, part: str | None
-    ) -> Any:
-        path = self._path(step)
+    def _restore(self, abstract: Any, step: int | None, sharding: Any, part: str | None) -> Any:
+        path = self.directory / str(self.step(step))
         try:
             tree = ocp.metadata(path).metadata
             stored = _named_leaves(tree)
@@ -141,9 +142,12 @@ class Checkpoints:
         if difference:
             raise CheckpointError(f"{path} does not fit: {difference}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        if sharding is None:
+            sharding = jax.tree.map(lambda x: getattr(x, "sharding", None) or here, abstract)
         wanted = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or getattr(x, "sharding", None) or here),
+            lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
             abstract,
+            jax.tree.broadcast(sharding, abstract),
         )
         if part is not None:  # the rest of the stored tree is passed over
             wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, tree) | wanted
@@ -152,7 +156,8 @@ class Checkpoints:
         except Exception as error:
             raise CheckpointError(f"{path} could not be read: {_first_line(error)}") from error
 
-    def _path(self, step: int | None) -> pathlib.Path:
+    def step(self, step: int | None = None) -> int:
+        """`step`, or the latest where it is None. CheckpointError where it does not exist, with those that do."""
         steps = self.steps()
         if not self.directory.is_dir():
             raise CheckpointError(f"there is no directory {self.directory}")
@@ -160,7 +165,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory} holds no checkpoint")
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory} holds no step {step}, but {', '.join(map(str, steps))}")
-        return self.directory / str(steps[-1] if step is None else step)
+        return steps[-1] if step is None else step
 
     def _remove(self, step: int) -> None:
         """Renamed first: a kill while its files go cannot leave a part of a step that looks like one."""

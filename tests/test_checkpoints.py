@@ -67,6 +67,20 @@ def test_a_state_may_be_restored_to_other_devices_than_wrote_it(tmp_path):
         assert len(restored.devices()) == devices
 
 
+def test_a_state_moves_between_whole_and_split_over_eight_devices(tmp_path):
+    abstract = jax.eval_shape(lambda: state(width=1024))
+    split, whole = (training.make_mesh(jax.devices()[:n], n) for n in (8, 1))
+    assert not training.state_sharding(split, abstract).params["Dense_0"]["kernel"].is_fully_replicated
+    made = state(5, width=1024)
+    for number, mesh in ((1, split), (2, whole)):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(number, made)
+        placed = training.state_sharding(mesh, abstract)
+        made = Checkpoints(tmp_path, read_only=True).restore(abstract, sharding=placed)
+        assert_same(made, state(5, width=1024))
+        assert jax.tree.leaves(jax.tree.map(lambda x: x.sharding, made)) == jax.tree.leaves(placed)
+
+
 def test_every_dtype_of_a_state_comes_back_bit_for_bit(tmp_path):
     tree = {
         "bf16": jnp.asarray([1.5, -0.0, jnp.inf], jnp.bfloat16),

@@ -5,7 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 __all__ = ["main"]
 
@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
             + ("that of the run, digits for a new one)" if name == "train" else "that of the run)"),
         )
         made[name].add_argument("--workdir", help="the folder of the run (default: runs/NAME of --config)")
+    for name in ("train", "sample", "evaluate", "likelihood"):
+        _add_processes(made[name].add_argument_group("several processes, each given the same command"))
     made["train"].add_argument(
         "--dry_run", action="store_true", help="print the resolved config, parameter count and memory, and stop"
     )
@@ -98,6 +100,22 @@ def _parser() -> argparse.ArgumentParser:
         "--trajectory", action="store_true", help="also write trajectory.gif, an animation of the denoising"
     )
     return parser
+
+
+def _add_processes(group: Any) -> None:
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens (JAX_COORDINATOR_ADDRESS)")
+    group.add_argument("--num_processes", metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
+    group.add_argument("--process_id", metavar="I", help="which this is, from 0 to N - 1 (JAX_PROCESS_ID)")
+    group.add_argument(
+        "--distributed", action="store_true", help="let JAX find the three: on SLURM, under Open MPI, on a TPU pod"
+    )
+    group.add_argument(
+        "--timeout",
+        type=_integer(1),
+        default=100,
+        metavar="S",
+        help="seconds to wait for the others, at the start and for a sign of life (default: 100)",
+    )
 
 
 def _add_conversions(import_: argparse.ArgumentParser, export: argparse.ArgumentParser) -> None:
@@ -162,20 +180,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
     _keep_compilations()
-    from diffuse_jax.checkpoints import CheckpointError
-    from diffuse_jax.cli import commands
-    from diffuse_jax.config import ConfigError
-    from diffuse_jax.convert import ConversionError
-    from diffuse_jax.data import DataError
+    from diffuse_jax.cli import commands, distributed
 
     try:
-        return commands.COMMANDS[args.command](args, _joined(overrides))
-    except (ConfigError, DataError, CheckpointError, ConversionError, OSError) as error:
+        if hasattr(args, "coordinator"):
+            distributed.start(args)
+        with distributed.leave():
+            return commands.COMMANDS[args.command](args, _joined(overrides))
+    except distributed.BAD_INPUT as error:
         print(f"diffuse-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except FloatingPointError as error:
-        print(f"diffuse-jax: error: {error}", file=sys.stderr)
+        if distributed.first():
+            print(f"diffuse-jax: error: {error}", file=sys.stderr)
         return 1
+    except distributed.Stopped as stop:
+        if distributed.first():
+            print(f"diffuse-jax: error: {stop}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("diffuse-jax: interrupted", file=sys.stderr)
         return 130

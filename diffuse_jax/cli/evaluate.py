@@ -8,6 +8,7 @@ import numpy as np
 
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
+from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, sampler, to_data
 from diffuse_jax.config import load_data
 from diffuse_jax.config.solvers import choose
@@ -23,7 +24,7 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Prints a table of held-out loss, bits/dim and Fréchet distance, and writes it as evaluation.json under the
     workdir."""
     run = open_run(args, overrides)
-    dataset = _with_test_part(run, 2)
+    dataset = together(lambda: _with_test_part(run, 2))
     config = run.experiment.config
     loss, loss_error = mean_and_error(
         HeldoutLoss(
@@ -41,6 +42,8 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     drawn = sampler(run.experiment, run.mesh)(
         run.denoise, seed=args.seed, n=n, labels=labels_in_turn(run.experiment, n), progress="samples"
     )
+    if not first():
+        return 0
     distance, space, reference = _frechet(run, dataset, to_data(run.experiment, drawn.x))
     rows: dict[str, Any] = {
         "checkpoint": run.step,
@@ -70,8 +73,10 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 def likelihood(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Writes log p (nats) and bits/dim of each held-out row as likelihood.npz, and their means as likelihood.json."""
     run = open_run(args, overrides)
-    dataset = _with_test_part(run, 1)
+    dataset = together(lambda: _with_test_part(run, 1))
     found = _likelihoods(run, dataset, args.num or len(dataset.test), args.seed)
+    if not first():
+        return 0
     bits, error = mean_and_error(found.bits_per_dim)
     arrays, table = free_name(run.workdir / "likelihood.npz"), free_name(run.workdir / "likelihood.json")
     with written_atomically(arrays) as file:

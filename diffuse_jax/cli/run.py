@@ -1,6 +1,7 @@
 """What the commands share: the run that they work on, its denoiser, its samplers, and where files go."""
 
 import argparse
+import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -12,12 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffuse_jax.checkpoints import Checkpoints
+from diffuse_jax.cli.distributed import check_same, check_shared, from_first, together
 from diffuse_jax.config import ConfigError, Experiment, build, override, read
-from diffuse_jax.config.run import check_fits, read_run, restore
+from diffuse_jax.config.run import CHECKPOINTS, check_fits, read_run, restore
 from diffuse_jax.data import to_uint8
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.evaluation import Sampler, image_grid, scatter_picture
-from diffuse_jax.training import make_mesh
+from diffuse_jax.training import make_mesh, replicated
 
 __all__ = ["TrainedRun", "free_name", "labels_in_turn", "open_run", "picture", "sampler", "to_data", "workdir_of"]
 
@@ -47,13 +50,21 @@ def open_run(args: argparse.Namespace, overrides: Sequence[str]) -> TrainedRun:
     """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is
     refused; its data are not looked at."""
     workdir = workdir_of(args)
+    experiment, step = together(lambda: _experiment(args, overrides, workdir))
+    check_same("experiment", json.dumps(experiment.config.to_dict(), default=str))
+    check_shared(workdir)
+    mesh = make_mesh()
+    # A run that is still training may have saved meanwhile: all take the step that process 0 saw.
+    params, step = restore(experiment, workdir, from_first(step), replicated(mesh))
+    return TrainedRun(workdir, experiment, experiment.denoiser(params), step, mesh)
+
+
+def _experiment(args: argparse.Namespace, overrides: Sequence[str], workdir: pathlib.Path) -> tuple[Experiment, int]:
     stored, data = read_run(workdir)
     config = override(stored, overrides) if args.config is None else read(args.config, overrides)
     check_fits(config, data, workdir)
     _take(config, args)
-    experiment = build(config, data)
-    params, step = restore(experiment, workdir, args.checkpoint)
-    return TrainedRun(workdir, experiment, experiment.denoiser(params), step, make_mesh())
+    return build(config, data), Checkpoints(workdir / CHECKPOINTS, read_only=True).step(args.checkpoint)
 
 
 def _take(config: ConfigDict, args: argparse.Namespace) -> None:

@@ -8,9 +8,11 @@ import numpy as np
 
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
+from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, picture, sampler, to_data
 from diffuse_jax.config import ConfigError
 from diffuse_jax.evaluation import save_gif, save_png
+from diffuse_jax.evaluation.draw import Drawn
 from diffuse_jax.sde import SDE
 
 _FRAMES = 40
@@ -22,10 +24,23 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     run = open_run(args, overrides)
     config = run.experiment.config.sampling
     n = args.num or config.num
-    labels = class_labels(run, n, args.label)
+    labels = together(lambda: class_labels(run, n, args.label))
     draw = sampler(run.experiment, run.mesh)
     drawn = draw(run.denoise, seed=args.seed, n=n, labels=labels, progress="samples")
+    few = min(n, _ANIMATED) if len(run.experiment.data.shape) == 3 else n
+    animated = {"n": few, "labels": labels, "path": True, "progress": "trajectory"}
+    path = draw(run.denoise, seed=args.seed, **animated).path if args.trajectory else None
+    if first():
+        _write(args, run, drawn, labels, path)
+    return 0
+
+
+def _write(
+    args: argparse.Namespace, run: TrainedRun, drawn: Drawn, labels: np.ndarray | None, path: np.ndarray | None
+) -> None:
+    """The files of the samples, and of the path (few, N + 1, …) of those that are animated."""
     samples = to_data(run.experiment, drawn.x)
+    n = len(samples)
     arrays: dict[str, Any] = {"samples": samples} if labels is None else {"samples": samples, "labels": labels}
     written = [free_name(run.workdir / name) for name in ("samples.npz", "samples.png", "samples.json")]
     with written_atomically(written[0]) as file:
@@ -42,16 +57,12 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         "label": args.label,
     }
     write_json_atomic(written[2], facts)
-    if args.trajectory:
-        few = min(n, _ANIMATED) if samples.ndim == 4 else n
-        path = draw(run.denoise, seed=args.seed, n=few, labels=labels, path=True, progress="trajectory").path
-        assert path is not None  # asked for in the line above
+    if path is not None:
         written.append(free_name(run.workdir / "trajectory.gif"))
-        save_gif(_frames(run, path, samples[:few]), written[-1])
+        save_gif(_frames(run, path, samples[: len(path)]), written[-1])
     most = f", at most {facts['largest_evaluations']:g}" if facts["largest_evaluations"] != facts["evaluations"] else ""
     print(f"{n} samples of step {run.step}, {facts['solver']} with {facts['evaluations']:g} evaluations each{most}:")
     print("\n".join(f"  {path}" for path in written))
-    return 0
 
 
 def class_labels(run: TrainedRun, n: int, label: int | None) -> np.ndarray | None:

@@ -16,13 +16,24 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import Checkpoints
+from diffuse_jax.cli.distributed import check_same, check_shared, first, from_first, together
 from diffuse_jax.cli.run import labels_in_turn, picture, sampler, to_data, workdir_of
 from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, override, read
 from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, read_run, write_run
 from diffuse_jax.data import Batches, Dataset, prefetch
 from diffuse_jax.evaluation import HeldoutLoss, mean_and_error, save_png
 from diffuse_jax.nets import param_count
-from diffuse_jax.training import Callback, TrainState, check_batch, fit, make_mesh, replicated, train_step
+from diffuse_jax.training import (
+    Callback,
+    TrainState,
+    check_batch,
+    fit,
+    gathered,
+    make_mesh,
+    replicated,
+    state_sharding,
+    train_step,
+)
 
 # (state, step) -> the file of the grid; FloatingPointError where samples are not finite.
 GridDrawer = Callable[[TrainState, int], pathlib.Path]
@@ -30,30 +41,54 @@ GridDrawer = Callable[[TrainState, int], pathlib.Path]
 
 def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Trains an experiment in its workdir, from its last checkpoint where there is one."""
+    config, mesh = together(lambda: _config_and_mesh(args, overrides))
+    check_same("experiment", json.dumps(config.to_dict(), default=str))
+    if args.dry_run:
+        return _dry_run(config, mesh) if first() else 0
+    workdir = workdir_of(args)
+    dataset, experiment = together(lambda: _data_and_experiment(config, workdir))
+    check_same("data set", f"{experiment.data} {len(dataset.train)} {len(dataset.test)}")
+    with contextlib.ExitStack() as held:
+        together(lambda: held.enter_context(_prepared(experiment, dataset, workdir)) if first() else None)
+        check_shared(workdir)
+        c = config.training
+        kept = held.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=c.keep, keep_every=c.keep_every or None))
+        return _run(experiment, dataset, workdir, kept, mesh)
+
+
+def _config_and_mesh(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[ConfigDict, Mesh]:
     config = _config(args, overrides)
     check_numbers(config)  # before the data, which may take long
-    mesh = make_mesh()
     try:
+        mesh = make_mesh(fsdp=config.training.fsdp)
         check_batch(config.training.batch_size, mesh.size, config.training.accumulate)
     except ValueError as error:
         raise ConfigError(f"config.training.{error}") from error
-    if args.dry_run:
-        return _dry_run(config)
-    workdir = workdir_of(args)
+    return config, mesh
+
+
+def _data_and_experiment(config: ConfigDict, workdir: pathlib.Path) -> tuple[Dataset, Experiment]:
     is_run(workdir)  # refuses a folder with checkpoints of something else
     dataset = load_data(config)
-    experiment = build(config, describe(config, dataset))
+    return dataset, build(config, describe(config, dataset))
+
+
+@contextlib.contextmanager
+def _prepared(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path) -> Iterator[None]:
+    """The workdir made and locked, with the experiment recorded in it, or found to be the one that was."""
+    config = experiment.config
     workdir.mkdir(parents=True, exist_ok=True)
     with only_trainer(workdir):
         # What never reached a checkpoint, as one that ran out of memory, may be begun anew.
-        if Checkpoints(workdir / CHECKPOINTS, read_only=True).steps():
+        if steps := Checkpoints(workdir / CHECKPOINTS, read_only=True).steps():
             check_fits(config, experiment.data, workdir, len(dataset.train))
-        else:
-            write_run(workdir, config, experiment.data, len(dataset.train))
-        with Checkpoints(
-            workdir / CHECKPOINTS, keep=config.training.keep, keep_every=config.training.keep_every or None
-        ) as kept:
-            return _run(experiment, dataset, workdir, kept, mesh)
+            if steps[-1] > config.training.steps:
+                raise ConfigError(
+                    f"config.training.steps={config.training.steps}, but --workdir={workdir} is at step {steps[-1]} "
+                    "already: give more"
+                )
+        write_run(workdir, config, experiment.data, len(dataset.train))
+        yield
 
 
 def _config(args: argparse.Namespace, overrides: Sequence[str]) -> ConfigDict:
@@ -79,19 +114,15 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
     config = experiment.config
     state = _start(experiment, kept, mesh)
     start, steps = int(state.step), config.training.steps
-    if start > steps:
-        raise ConfigError(
-            f"config.training.steps={steps}, but --workdir={workdir} is at step {start} already: give more"
-        )
-    write_run(workdir, config, experiment.data, len(dataset.train))
-    print(f"{'going on from' if start else 'training from'} step {start} to {steps} in {workdir}", file=sys.stderr)
+    if first():
+        print(f"{'going on from' if start else 'training from'} step {start} to {steps} in {workdir}", file=sys.stderr)
     batches = Batches(dataset.train, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
     draw_grid = _grid_drawer(experiment, workdir, mesh)
     outcome = fit(
         state,
         functools.partial(
             train_step,
-            loss=experiment.loss,
+            loss=gathered(experiment.loss, mesh),
             optimizer=experiment.optimizer,
             ema=experiment.ema,
             key=experiment.key,
@@ -109,12 +140,19 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
     )
     step = int(outcome.state.step)
     if outcome.interrupted:
-        print(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")
+        if first():
+            print(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")
         return 130
     try:
         grid = str(draw_grid(outcome.state, step))
     except FloatingPointError as error:
         grid = f"none: {error}"
+    if first():
+        _say_what_is_there(workdir, kept, step, grid)
+    return 0
+
+
+def _say_what_is_there(workdir: pathlib.Path, kept: Checkpoints, step: int, grid: str) -> None:
     print(
         f"trained to step {step}\n"
         f"  samples      {grid}\n"
@@ -122,15 +160,17 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
         f"  metrics      {workdir / 'metrics.jsonl'}, and tensorboard --logdir {workdir / 'tensorboard'}\n"
         f"next: diffuse-jax sample --workdir={workdir}, diffuse-jax evaluate --workdir={workdir}"
     )
-    return 0
 
 
 def _start(experiment: Experiment, kept: Checkpoints, mesh: Mesh) -> TrainState:
-    if kept.latest_step() is not None:
-        return kept.restore(jax.eval_shape(experiment.create_state), sharding=replicated(mesh))
+    abstract = jax.eval_shape(experiment.create_state)
+    sharding = state_sharding(mesh, abstract)
+    latest = kept.latest_step()
+    if (step := from_first(-1 if latest is None else latest)) >= 0:
+        return kept.restore(abstract, step, sharding)
     # Hundreds of small random kernels that run once: on a CPU, optimizing them takes longer than running them.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-    return jax.jit(experiment.create_state, out_shardings=replicated(mesh), compiler_options=quick)()
+    return jax.jit(experiment.create_state, out_shardings=sharding, compiler_options=quick)()
 
 
 def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh) -> GridDrawer:
@@ -142,7 +182,8 @@ def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh) -> G
     def draw_grid(state: TrainState, step: int) -> pathlib.Path:
         samples = draw(experiment.denoiser(state.ema), seed=config.seed, n=config.sampling.num, labels=labels)
         path = workdir / "grids" / f"step_{step:08d}.png"
-        save_png(picture(to_data(experiment, samples.x)), path)
+        if first():
+            save_png(picture(to_data(experiment, samples.x)), path)
         return path
 
     return draw_grid
@@ -173,27 +214,35 @@ def _callbacks(experiment: Experiment, dataset: Dataset, mesh: Mesh, draw_grid: 
                 try:
                     draw_grid(state, step)
                 except FloatingPointError as error:
-                    print(f"no grid at step {step}: {error}", file=sys.stderr)
+                    if first():
+                        print(f"no grid at step {step}: {error}", file=sys.stderr)
             return {}
 
         callbacks.append(Callback(config.training.sample_every, grid))
     return callbacks
 
 
-def _dry_run(config: ConfigDict) -> int:
+def _dry_run(config: ConfigDict, mesh: Mesh) -> int:
     """Prints what would be trained, reading the data only where the config does not say their shape; writes nothing."""
     experiment = build(config)
     state = jax.eval_shape(experiment.create_state)
+    sharding = state_sharding(mesh, state)
     print(json.dumps(config.to_dict(), indent=2, default=str))
     shape = experiment.data.shape
     batch = config.training.batch_size * math.prod(shape) * 4
     print(f"data         {config.data.source}, rows of shape {shape}")
     print(f"parameters   {param_count(experiment.params):,}")
-    print(f"state        {_size(state)} on each device: parameters, their average and the optimizer's two moments")
-    print(f"gradients    {_size(experiment.params)} on each device")
-    print(f"batch        {batch / 2**20:.1f} MiB in float32 over {jax.device_count()} devices; activations come on top")
+    print(f"state        {_size(state, sharding)} on each device: parameters, average and the optimizer's two moments")
+    print(f"gradients    {_size(state.params, sharding.params)} on each device")
+    if mesh.shape["fsdp"] > 1:
+        whole = jax.tree.map(lambda _: replicated(mesh), state.params)
+        print(f"gathered     {_size(state.params, whole)} on each device: the parameters in use")
+    print(f"batch        {batch / 2**20:.1f} MiB in float32 over {mesh.size} devices; activations come on top")
     return 0
 
 
-def _size(tree: Any) -> str:
-    return f"{sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20:.1f} MiB"
+def _size(tree: Any, sharding: Any) -> str:
+    """What one device holds of a tree."""
+    shapes = jax.tree.map(lambda leaf, placed: math.prod(placed.shard_shape(leaf.shape)), tree, sharding)
+    sizes = jax.tree.map(lambda leaf, count: count * leaf.dtype.itemsize, tree, shapes)
+    return f"{sum(jax.tree.leaves(sizes)) / 2**20:.1f} MiB"

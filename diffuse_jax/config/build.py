@@ -76,6 +76,7 @@ _LEAST = {
     "training.steps_per_call": 1,
     "training.batch_size": 1,
     "training.accumulate": 1,
+    "training.fsdp": 1,
     "training.steps": 1,
     "training.log_every": 1,
     "training.checkpoint_every": 1,

@@ -9,6 +9,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json, write_json_atomic
@@ -27,6 +28,7 @@ _FREE_SECTIONS = ("sampling", "evaluation")
 _FREE_FIELDS = (
     "training.steps",
     "training.accumulate",
+    "training.fsdp",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep",
@@ -102,11 +104,17 @@ def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[st
         )
 
 
-def restore(experiment: Experiment, workdir: str | os.PathLike[str], step: int | None = None) -> tuple[Any, int]:
-    """The averaged parameters (EMA) of a run at `step`, or the latest, and the step. CheckpointError where missing."""
+def restore(
+    experiment: Experiment,
+    workdir: str | os.PathLike[str],
+    step: int | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[Any, int]:
+    """The averaged parameters (EMA) of a run at `step`, or the latest, placed by `sharding` as `Checkpoints.restore`
+    does, and the step. CheckpointError where missing."""
     with Checkpoints(pathlib.Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
-        return checkpoints.restore_part("ema", experiment.params, step), step or 0
+        return checkpoints.restore_part("ema", experiment.params, step, sharding), step or 0
 
 
 def load(workdir: str | os.PathLike[str], step: int | None = None) -> NetworkDenoiser:

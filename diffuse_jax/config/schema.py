@@ -163,6 +163,8 @@ def base() -> ConfigDict:
                 "batch_size": 128,
                 # Parts of a batch that a step goes through one after the other, for batches that do not fit in memory.
                 "accumulate": 1,
+                # Devices over which each copy of parameters, average and moments is split; 1: every device has its own.
+                "fsdp": 1,
                 # Steps compiled into one call; all numbers of steps below are multiples of it. On CPU: 1 for images.
                 "steps_per_call": 1,
                 "log_every": 100,

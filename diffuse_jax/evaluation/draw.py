@@ -1,4 +1,4 @@
-"""Drawing samples in chunks over all devices: sample i is the same whatever the chunks and the devices."""
+"""Drawing samples in chunks over all devices: sample i is the same whatever the chunks, devices and processes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,10 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffuse_jax.denoiser import Conditioned, Denoiser
-from diffuse_jax.evaluation.chunks import map_chunks, shard
+from diffuse_jax.evaluation.chunks import everywhere, map_chunks, shard
 from diffuse_jax.sampling import NoiseSource, count_evaluations, denoise_once, keyed_noise, sample_keys, solve
 from diffuse_jax.solvers import Solver
-from diffuse_jax.training.sharding import replicated
 
 __all__ = ["Drawn", "Sampler"]
 
@@ -69,7 +68,7 @@ class Sampler:
         """Samples 0 … n − 1 of `seed`, with class `labels` (n,) where given. FloatingPointError where one is not
         finite, as where the adaptive solver ran out of steps."""
         every_key = sample_keys(seed, 0, n)
-        denoise = jax.device_put(denoise, replicated(self._mesh))
+        denoise = everywhere(self._mesh, denoise)
 
         def chunk(index: np.ndarray) -> Any:
             keys = every_key[index]

@@ -11,11 +11,10 @@ from jax.sharding import Mesh
 from diffuse_jax.data.preprocess import preprocess
 from diffuse_jax.data.sources import Source
 from diffuse_jax.denoiser import Denoiser
-from diffuse_jax.evaluation.chunks import map_chunks, shard
+from diffuse_jax.evaluation.chunks import everywhere, map_chunks, shard
 from diffuse_jax.likelihood import log_prob, nats_to_bits_per_dim
 from diffuse_jax.sampling import sample_keys
 from diffuse_jax.training.objectives import Objective
-from diffuse_jax.training.sharding import replicated
 from diffuse_jax.training.step import Rows
 
 __all__ = ["HeldoutLoss", "Likelihoods", "likelihoods", "mean_and_error"]
@@ -38,7 +37,7 @@ class HeldoutLoss:
         self._run = jax.jit(lambda params, batch, rows: loss(params, batch, rows, None))
 
     def __call__(self, params: Any) -> np.ndarray:
-        params = jax.device_put(params, replicated(self._mesh))
+        params = everywhere(self._mesh, params)
 
         def chunk(index: np.ndarray) -> jax.Array:
             rows = Rows(keys=self._keys[index], index=jnp.asarray(index, jnp.int32), total=self._n)
@@ -92,7 +91,7 @@ def likelihoods(
         bits = nats_to_bits_per_dim(nats.log_prob, dims, levels=levels, range=(low, high))
         return nats.log_prob, nats.error, bits, nats.evaluations
 
-    denoise = jax.device_put(denoise, replicated(mesh))
+    denoise = everywhere(mesh, denoise)
 
     def chunk(index: np.ndarray) -> Any:
         return run(denoise, shard(mesh, source[index]), shard(mesh, keys[index]))

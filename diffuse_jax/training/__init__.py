@@ -7,9 +7,12 @@ from diffuse_jax.training.sharding import (
     batch_sharding,
     check_batch,
     compile_step,
+    gathered,
     global_batch,
     make_mesh,
     replicated,
+    split_over,
+    state_sharding,
 )
 from diffuse_jax.training.state import TrainState, adam, create_state, ema_decay
 from diffuse_jax.training.step import Rows, scan_steps, train_step
@@ -27,6 +30,7 @@ __all__ = [
     "create_state",
     "ema_decay",
     "fit",
+    "gathered",
     "global_batch",
     "make_mesh",
     "objective",
@@ -35,6 +39,8 @@ __all__ = [
     "replicate",
     "replicated",
     "scan_steps",
+    "split_over",
+    "state_sharding",
     "train_step",
     "unreplicate",
 ]

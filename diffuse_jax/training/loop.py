@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType, TracebackType
@@ -18,13 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffuse_jax._progress import progress_bar
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.training.logs import MetricLog
-from diffuse_jax.training.sharding import compile_step, global_batch, replicated
+from diffuse_jax.training.sharding import batch_sharding, compile_step, global_batch, replicated, state_sharding
 from diffuse_jax.training.state import TrainState
 from diffuse_jax.training.step import Metrics, StepFn
 
@@ -112,12 +112,14 @@ def fit(
     """Trains from `state.step` to `steps` and returns the `Outcome`; the given state is donated.
 
     `step_fn(state, batch)` is one pure update (`train_step` with its keywords bound), compiled here over `mesh` with
-    `steps_per_call` = K of them in a call. `batches(start, K)` iterates over (start, tree), (start + K, tree), …, a
-    tree holding this process's rows of K batches as NumPy arrays (K, rows, …); it is closed at the end if it can be.
+    `steps_per_call` = K of them in a call; the state lies as `state_sharding` says. `batches(start, K)` iterates over
+    (start, tree), (start + K, tree), …, a tree holding this process's rows of K batches as NumPy arrays (K, rows, …);
+    it is closed at the end if it can be.
     Every `log_every` steps and at the end a line goes to `workdir` (see `MetricLog`; None: no files) with the means of
     the metrics since the line before and `images_per_second`; what the `callbacks` due at a step return is logged with
-    it. `checkpoints` saves every `checkpoint_every` steps, at the end, and on SIGTERM or SIGINT, which end the run at
-    the next call or, with several processes, at the next line.
+    it. `checkpoints` saves every `checkpoint_every` steps, at the end, and on SIGTERM or SIGINT, which end the run
+    after the call under way or, where any of several processes got it, in all of them two calls later. Several
+    processes all call this, each with its rows and a state that lies on the mesh; process 0 writes and draws the bar.
 
     ValueError, naming the field, where `steps`, a cadence or the state's step is not a multiple of `steps_per_call`,
     where the state is past `steps` or behind the latest checkpoint, or where the batches end early or are not those
@@ -129,8 +131,10 @@ def fit(
     cadences |= {f"callbacks[{i}].every": callback.every for i, callback in enumerate(callbacks)}
     _check(start, steps, steps_per_call, cadences, checkpoints)
     # Placed as the step returns it, or the second call would be compiled anew.
-    state = jax.jit(lambda s: s, donate_argnums=0, out_shardings=replicated(mesh))(state)
-    call = compile_step(step_fn, mesh)
+    sharding = state_sharding(mesh, state)
+    state = jax.jit(lambda s: s, donate_argnums=0, out_shardings=sharding)(state)
+    call = compile_step(step_fn, mesh, sharding)
+    agreement = _Agreement(mesh)
     silent = not progress or jax.process_index() != 0
     with (
         MetricLog(workdir, start) as log,
@@ -147,7 +151,7 @@ def fit(
             bar.update(steps_per_call)
 
             line = step % log_every == 0 or step == steps
-            stop = _agreed(interrupt.requested, at_line=line)
+            stop = agreement.stop(interrupt.requested)
             save = step % checkpoint_every == 0 or step == steps or stop
             due = [callback for callback in callbacks if step % callback.every == 0]
             if not (line or save or due):
@@ -240,11 +244,25 @@ def _feed(batches: Feed, start: int, steps: int, count: int) -> Generator[Any, N
             close()
 
 
-def _agreed(requested: bool, *, at_line: bool) -> bool:
-    """Whether any process was asked to stop. Several decide as one, at lines, or their collectives would not meet."""
-    if jax.process_count() == 1:
-        return requested
-    return at_line and bool(multihost_utils.process_allgather(np.asarray(requested)).any())
+class _Agreement:
+    """Whether any process was asked to stop, in all of them after the same call, or their collectives would not meet.
+
+    One process decides by itself. Of several each tells the others after every call, and looks at what they told as
+    many calls ago as may be under way, which has arrived, so that nobody waits.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._rows = mesh.size // jax.process_count()
+        self._any = jax.jit(jnp.any, out_shardings=replicated(mesh))
+        self._told: deque[jax.Array] = deque()
+
+    def stop(self, requested: bool) -> bool:
+        if jax.process_count() == 1:
+            return requested
+        told = jax.make_array_from_process_local_data(batch_sharding(self._mesh), np.full(self._rows, requested))
+        self._told.append(self._any(told))
+        return len(self._told) > _IN_FLIGHT and bool(self._told.popleft())
 
 
 @jax.jit

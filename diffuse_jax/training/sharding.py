@@ -1,8 +1,16 @@
-"""Data parallelism in one mesh axis: the global batch is split over 'data', the training state is replicated.
+"""Where arrays lie on a mesh of two axes, 'data' and 'fsdp', by rules that look at shapes alone.
 
-The same code serves one CPU, many devices and many processes: XLA inserts the all-reduce of the gradient.
+    batch              its rows over both axes: every device has its share
+    training state     on every device whole; with fsdp > 1, each array of at least 2048 elements is split over 'fsdp'
+                       along its longest axis that divides (the last of equals), and 'data' counts the copies
+    parameters in use  gathered by `gathered`, whose gradients go back to the split ones summed over all devices
+
+The same code serves one CPU, many devices and many processes: XLA inserts what is sent. Devices of one process are
+neighbours on the mesh: process p holds the p-th part of the batch's rows, and a group of 'fsdp' lies within a process
+wherever its size divides the number of the process's devices.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,26 +20,88 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffuse_jax.training.state import TrainState
-from diffuse_jax.training.step import Metrics, StepFn, scan_steps
+from diffuse_jax.training.step import Loss, Metrics, Rows, StepFn, scan_steps
 
-__all__ = ["batch_sharding", "check_batch", "compile_step", "global_batch", "make_mesh", "replicated"]
+__all__ = [
+    "batch_sharding",
+    "check_batch",
+    "compile_step",
+    "gathered",
+    "global_batch",
+    "make_mesh",
+    "replicated",
+    "split_over",
+    "state_sharding",
+]
+
+# Smaller arrays (biases, norms, scalars) are a thousandth of a state and most of its arrays: to send each would cost
+# more time than to keep it costs memory.
+_SMALLEST = 2048
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of one axis, 'data', over `devices` (default: all devices of all processes)."""
-    devices = jax.devices() if devices is None else devices
+def make_mesh(devices: Sequence[jax.Device] | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh ('data', 'fsdp') of len(devices)/fsdp × fsdp over `devices` (default: all devices of all processes), in
+    the order of their processes. ValueError where `fsdp` does not divide their number, or the processes have different
+    numbers of them."""
+    ordered = sorted(jax.devices() if devices is None else devices, key=lambda device: device.process_index)
+    processes = [device.process_index for device in ordered]
+    counts = {process: processes.count(process) for process in processes}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"the processes have different numbers of devices, {counts}: give each as many")
+    if fsdp < 1 or len(ordered) % fsdp:
+        would_do = ", ".join(str(n) for n in range(1, len(ordered) + 1) if len(ordered) % n == 0)
+        raise ValueError(f"fsdp = {fsdp} does not divide the {len(ordered)} devices; {would_do} would do")
     # Auto: under the Explicit default an index such as table[t] with a sharded t is refused inside jit.
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return Mesh(np.asarray(ordered).reshape(-1, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array. Make a state with `jax.jit(create, out_shardings=replicated(mesh))`."""
+    """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, scanned: bool = False) -> NamedSharding:
-    """The batch axis is split over the devices: axis 0, or axis 1 where axis 0 counts the scanned steps."""
-    return NamedSharding(mesh, PartitionSpec(None, "data") if scanned else PartitionSpec("data"))
+    """The batch axis is split over all devices: axis 0, or axis 1 where axis 0 counts the scanned steps."""
+    rows = ("data", "fsdp")
+    return NamedSharding(mesh, PartitionSpec(None, rows) if scanned else PartitionSpec(rows))
+
+
+def split_over(shape: Sequence[int], parts: int) -> PartitionSpec:
+    """How an array of the training state is split over the `parts` devices of a group of 'fsdp': along its longest axis
+    that `parts` divides, the last of equals; not at all below 2048 elements, or where there is no such axis."""
+    fitting = [(length, axis) for axis, length in enumerate(shape) if length % parts == 0]
+    if parts == 1 or math.prod(shape) < _SMALLEST or not fitting:
+        return PartitionSpec()
+    return PartitionSpec(*[None] * max(fitting)[1], "fsdp")
+
+
+def state_sharding(mesh: Mesh, state: Any) -> Any:
+    """Where each array of a state (or of its shapes) lies, as a tree like it. Make a state there with
+    `jax.jit(create, out_shardings=state_sharding(mesh, jax.eval_shape(create)))`."""
+    parts = mesh.shape["fsdp"]
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, split_over(leaf.shape, parts)), state)
+
+
+def gathered(loss: Loss, mesh: Mesh) -> Loss:
+    """`loss` for parameters that lie as `state_sharding` says: they are gathered before it is computed and its gradient
+    is split as they are. Without it XLA may as well split the computation of a layer, and send activations. Where
+    'fsdp' has size 1, `loss` itself."""
+    if mesh.shape["fsdp"] == 1:
+        return loss
+
+    @jax.custom_vjp
+    def gather(params: Any) -> Any:
+        return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+    def split(_: None, gradient: Any) -> tuple[Any]:
+        return (jax.lax.with_sharding_constraint(gradient, state_sharding(mesh, gradient)),)
+
+    gather.defvjp(lambda params: (gather(params), None), split)
+
+    def of_gathered(params: Any, batch: Any, rows: Rows, rng: jax.Array) -> jax.Array:
+        return loss(gather(params), batch, rows, rng)
+
+    return of_gathered
 
 
 def global_batch(mesh: Mesh, batch: Any, scanned: bool = False) -> Any:
@@ -58,12 +128,19 @@ def check_batch(batch_size: int, device_count: int, accumulate: int = 1) -> None
         )
 
 
-def compile_step(step_fn: StepFn, mesh: Mesh) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+def compile_step(
+    step_fn: StepFn, mesh: Mesh, sharding: Any = None
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """`step_fn` over the mesh, K ≥ 1 steps a call (see `scan_steps`): (state, batches) -> (state, metrics).
 
     Every leaf of `batches` is (K, B, …), as `global_batch(…, scanned=True)` makes it, and the metrics are (K,). The
-    given state is donated, gone after the call; the new one is replicated."""
-    state, batches = replicated(mesh), batch_sharding(mesh, scanned=True)
+    state comes and goes as `sharding` says (`state_sharding`; None: replicated), and the given one is donated, gone
+    after the call."""
+    whole = replicated(mesh)
+    state = whole if sharding is None else sharding
     return jax.jit(
-        partial(scan_steps, step_fn), donate_argnums=0, in_shardings=(state, batches), out_shardings=(state, state)
+        partial(scan_steps, step_fn),
+        donate_argnums=0,
+        in_shardings=(state, batch_sharding(mesh, scanned=True)),
+        out_shardings=(state, whole),
     )

@@ -266,6 +266,19 @@ def test_a_dry_run_counts_without_writing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_counts_what_a_device_holds_of_a_split_state(capsys):
+    wide = ["--config.model.width=512", "--config.model.depth=1", "--config.training.fsdp=8"]
+    assert run("train", "--config=toy2d", *wide, "--dry_run") == 0
+    w = 512
+    # Kernels of time (33·w, w·w), in (14·w), layer (w·w three times) and out (w·2, too small), and their biases.
+    split, whole = 33 * w + 14 * w + 4 * w * w, 2 * w + 2 + 5 * w
+    out = capsys.readouterr().out
+    assert f"parameters   {split + whole:,}" in out
+    assert f"state        {4 * 4 * (split / 8 + whole) / 2**20:.1f} MiB on each device" in out
+    assert f"gradients    {4 * (split / 8 + whole) / 2**20:.1f} MiB on each device" in out
+    assert f"gathered     {4 * (split + whole) / 2**20:.1f} MiB on each device" in out
+
+
 def test_the_console_script_and_the_module_are_the_same_command():
     root = pathlib.Path(diffuse_jax.__file__).parents[1]
     module, function = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]["diffuse-jax"].split(

@@ -49,6 +49,13 @@ def refused(capsys, *argv, status=2):
         ("--config.training.log_every=3", ["config.training.log_every=3", "multiple of steps_per_call=2"]),
         ("--config.training.keep=0", ["config.training.keep=0", "at least 1"]),
         ("--config.training.batch_size=12", ["config.training.batch_size = 12", "8 devices", "8 or 16 would do"]),
+        ("--config.training.fsdp=3", ["config.training.fsdp = 3", "the 8 devices", "1, 2, 4, 8 would do"]),
+        ("--config.training.fsdp=0", ["config.training.fsdp=0", "at least 1"]),
+        (
+            "--num_processes=2",
+            ["--num_processes=2 wants --coordinator (or JAX_COORD", "--process_id (or"],
+        ),
+        ("--process_id=0", ["--process_id=0 wants --coordinator", "--num_processes (or JAX_NUM_PROCESSES) too"]),
         ("--config.training.batch_size=0", ["config.training.batch_size=0", "at least 1"]),
         ("--config.seed=-1", ["config.seed=-1", "at least 0"]),
         ("--config.sampling.num=0", ["config.sampling.num=0", "at least 1"]),

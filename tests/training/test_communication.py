@@ -1,6 +1,7 @@
 """What a training step sends between devices, read off its compiled program."""
 
 import functools
+import math
 import pathlib
 import sys
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from diffuse_jax.config import build, override, read
-from diffuse_jax.training import compile_step, make_mesh, train_step
+from diffuse_jax.training import compile_step, gathered, make_mesh, state_sharding, train_step
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 import scaling
@@ -27,6 +28,31 @@ def test_a_data_parallel_step_sends_its_gradient_and_its_loss_once_and_nothing_e
     program = compile_step(update, make_mesh()).lower(state, batch).compile().as_text()
     gradient = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
     assert scaling.collectives(program) == {"all-reduce": (1, gradient + 4)}
+
+
+def test_a_step_of_a_split_state_gathers_each_array_once_and_holds_its_share():
+    experiment = build(override(read("digits"), [*TINY, "--config.model.nf=16"]))
+    mesh = make_mesh(fsdp=8)
+    abstract = jax.eval_shape(experiment.create_state)
+    placed = state_sharding(mesh, abstract)
+    update = functools.partial(
+        train_step,
+        loss=gathered(experiment.loss, mesh),
+        optimizer=experiment.optimizer,
+        ema=experiment.ema,
+        key=experiment.key,
+    )
+    batch = {"x": jax.ShapeDtypeStruct((1, 16, 8, 8, 1), np.uint8)}
+    program = compile_step(update, mesh, placed).lower(abstract, batch).compile()
+    leaves = zip(jax.tree.leaves(abstract.params), jax.tree.leaves(placed.params), strict=True)
+    split = [leaf.size for leaf, place in leaves if any(place.spec)]
+    sent = scaling.collectives(program.as_text())
+    assert len(split) > 5 and sent["all-gather"] == (len(split), 4 * sum(split))
+    assert set(sent) == {"all-gather", "all-reduce"}  # a CPU has no reduce-scatter
+    shares = jax.tree.map(lambda leaf, place: 4 * math.prod(place.shard_shape(leaf.shape)), abstract, placed)
+    share, whole = sum(jax.tree.leaves(shares)), sum(4 * leaf.size for leaf in jax.tree.leaves(abstract))
+    assert program.memory_analysis().argument_size_in_bytes == share + 16 * 64 // 8
+    assert share < whole / 2
 
 
 def test_results_of_operations_between_devices_are_counted_in_bytes():

@@ -8,21 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_training as toy
+from jax.sharding import PartitionSpec
 
-from diffuse_jax import training
+from diffuse_jax import VP, NetworkDenoiser, solvers, times, training
+from diffuse_jax.evaluation import Sampler
+from diffuse_jax.sampling import last_mean
 from diffuse_jax.training.step import step_randomness
+
+# Kernels of (3, 1024) and (1024, 3) are large enough to be split.
+WIDE = 1024
 
 
 @functools.cache
-def compiled(devices, dropout, accumulate):
-    mesh = training.make_mesh(jax.devices()[:devices])
-    return mesh, training.compile_step(toy.step(dropout=dropout, accumulate=accumulate), mesh)
+def compiled(devices, dropout, accumulate, fsdp, width):
+    mesh = training.make_mesh(jax.devices()[:devices], fsdp)
+    sharding = training.state_sharding(mesh, jax.eval_shape(functools.partial(toy.state, width=width)))
+    step = toy.step(dropout=dropout, accumulate=accumulate, mesh=mesh)
+    return mesh, sharding, training.compile_step(step, mesh, sharding)
 
 
-def run(devices, steps, per_call, *, dtype=np.float32, dropout=0.5, accumulate=1):
+def run(devices, steps, per_call, *, dtype=np.float32, dropout=0.5, accumulate=1, fsdp=1, width=8):
     """The state after `steps` from the toy's start, and the metrics of all of them, on that many devices."""
-    mesh, call = compiled(devices, dropout, accumulate)
-    state, metrics = jax.device_put(toy.state(dtype), training.replicated(mesh)), []
+    mesh, sharding, call = compiled(devices, dropout, accumulate, fsdp, width)
+    state, metrics = jax.device_put(toy.state(dtype, width), sharding), []
     for start in range(0, steps, per_call):
         batches = training.global_batch(mesh, toy.stacked(start, per_call, dtype), scanned=True)
         state, values = call(state, batches)
@@ -90,13 +98,79 @@ def test_eight_devices_train_as_one_with_dropout_on():
     chex.assert_trees_all_close(one_metrics, eight_metrics, rtol=1e-6)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_a_batch_in_parts_trains_as_the_whole_one(devices):
+@pytest.fixture(scope="module")
+def wide_run():
+    with jax.enable_x64(True):
+        return run(1, 20, 10, dtype=np.float64, width=WIDE)
+
+
+@pytest.mark.parametrize("fsdp", [2, 8])
+def test_a_split_state_trains_as_a_whole_one_with_dropout_on(wide_run, fsdp):
+    one, one_metrics = wide_run
+    with jax.enable_x64(True):
+        split, split_metrics = run(8, 20, 10, dtype=np.float64, fsdp=fsdp, width=WIDE)
+    chex.assert_trees_all_close(one, split, rtol=1e-9, atol=1e-15)
+    chex.assert_trees_all_close(one_metrics, split_metrics, rtol=1e-6)
+
+
+def test_split_parameters_draw_the_samples_of_whole_ones(wide_run):
+    def net(params, x, t):
+        hidden = jnp.tanh(x @ params["in"]["kernel"] + params["in"]["bias"])
+        return 0.1 * hidden @ params["out"]["kernel"] + t[:, None]
+
+    with jax.enable_x64(True):
+        drawn = []
+        for devices, fsdp in ((1, 1), (8, 4)):
+            mesh = training.make_mesh(jax.devices()[:devices], fsdp)
+            params = jax.device_put(wide_run[0].params, training.state_sharding(mesh, wide_run[0].params))
+            draw = Sampler(solvers.heun(), times.uniform(VP(), 4), last_mean, mesh=mesh, batch_size=8)
+            drawn.append(draw(NetworkDenoiser(VP(), params, net, shape=(3,)), seed=0, n=11).x)
+    assert drawn[0].shape == (11, 3) and drawn[0].dtype == np.float64
+    np.testing.assert_allclose(*drawn, rtol=1e-9)
+
+
+def test_large_arrays_are_split_along_their_longest_axis_that_divides():
+    spec = training.split_over
+    assert spec((3, 3, 64, 128), 8) == PartitionSpec(None, None, None, "fsdp")
+    assert spec((3, 3, 128, 128), 8) == PartitionSpec(None, None, None, "fsdp")
+    assert spec((3, 3, 128, 60), 8) == PartitionSpec(None, None, "fsdp")
+    assert spec((4096,), 4) == PartitionSpec("fsdp")
+    assert spec((3, 3, 6, 50), 4) == spec((2047,), 1) == spec((16, 64), 4) == spec((), 4) == PartitionSpec()
+    assert spec((4096,), 1) == PartitionSpec()
+    mesh = training.make_mesh(fsdp=4)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4}
+    placed = training.state_sharding(mesh, jax.eval_shape(functools.partial(toy.state, width=WIDE)))
+    kernels = (placed.params["in"]["kernel"], placed.ema["in"]["kernel"], placed.opt_state[1].mu["in"]["kernel"])
+    assert {sharding.spec for sharding in kernels} == {PartitionSpec(None, "fsdp")}
+    assert placed.step.is_fully_replicated and placed.params["in"]["bias"].is_fully_replicated
+
+
+@pytest.mark.parametrize("fsdp", [0, 3, 16])
+def test_groups_that_do_not_divide_the_devices_are_refused(fsdp):
+    with pytest.raises(ValueError, match=f"fsdp = {fsdp} does not divide the 8 devices; 1, 2, 4, 8 would do"):
+        training.make_mesh(fsdp=fsdp)
+
+
+def test_devices_of_a_process_are_neighbours_and_processes_hold_as_many():
+    class Device:
+        def __init__(self, process_index):
+            self.process_index = process_index
+
+    mixed = [Device(process) for process in (1, 0, 0, 1)]
+    with pytest.raises(ValueError, match=r"different numbers of devices, \{0: 2, 1: 1\}"):
+        training.make_mesh(mixed[:3])
+    assert [device.process_index for device in training.make_mesh(mixed).devices.flat] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 1), (8, 4)])
+def test_a_batch_in_parts_trains_as_the_whole_one(devices, fsdp):
     """Without dropout, whose key is each part's own; the rows' draws, stratified over the whole batch, are the same."""
     with jax.enable_x64(True):
-        whole, whole_metrics = run(1, 20, 10, dtype=np.float64, dropout=0.0)
-        parts, parts_metrics = run(devices, 20, 10, dtype=np.float64, dropout=0.0, accumulate=2)
-    assert np.abs(whole.params["out"]["kernel"] - toy.params()["out"]["kernel"]).min() > 1e-3
+        options = {"dtype": np.float64, "dropout": 0.0, "width": 8 if fsdp == 1 else WIDE}
+        whole, whole_metrics = run(1, 20, 10, **options)
+        parts, parts_metrics = run(devices, 20, 10, accumulate=2, fsdp=fsdp, **options)
+    began = toy.params(width=options["width"])
+    assert np.abs(whole.params["out"]["kernel"] - began["out"]["kernel"]).mean() > 1e-3
     chex.assert_trees_all_close(whole, parts, rtol=1e-9, atol=1e-15)
     chex.assert_trees_all_close(whole_metrics, parts_metrics, rtol=1e-6)
 

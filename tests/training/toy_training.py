@@ -1,9 +1,11 @@
 """A two-layer network on random rows: small enough to train in a test, with all the randomness of the real thing.
 
-As a program, `python toy_training.py WORKDIR STEPS` trains it from the last checkpoint in WORKDIR, slowly, and writes
-the final state's bytes to WORKDIR/final.npz.
+As a program, `python toy_training.py WORKDIR STEPS [WIDTH FSDP]` trains it from the last checkpoint in WORKDIR, slowly,
+and writes the final state's bytes to WORKDIR/final.npz; JAX_NUM_PROCESSES and its kin make it one of several processes,
+and each that is interrupted writes the step to WORKDIR/stopped.PROCESS.
 """
 
+import os
 import pathlib
 import sys
 import time
@@ -13,6 +15,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from diffuse_jax import training
 from diffuse_jax.checkpoints import Checkpoints
@@ -22,11 +25,11 @@ OPTIMIZER = training.adam(1e-2, warmup=4, clip=1.0)
 EMA = training.ema_decay(rate=0.9, batch_size=ROWS)
 
 
-def params(dtype=np.float32) -> dict:
+def params(dtype=np.float32, width: int = 8) -> dict:
     rng = np.random.default_rng(0)
     return {
-        "in": {"kernel": jnp.asarray(rng.normal(size=(3, 8)), dtype), "bias": jnp.zeros(8, dtype)},
-        "out": {"kernel": jnp.asarray(rng.normal(size=(8, 3)), dtype)},
+        "in": {"kernel": jnp.asarray(rng.normal(size=(3, width)), dtype), "bias": jnp.zeros(width, dtype)},
+        "out": {"kernel": jnp.asarray(rng.normal(size=(width, 3)), dtype)},
     }
 
 
@@ -42,10 +45,11 @@ def loss(params, batch, rows: training.Rows, rng, *, dropout: float = 0.5):
     return jnp.sum(jnp.square(hidden @ params["out"]["kernel"] - eps), axis=-1)
 
 
-def step(axis_name: str | None = None, accumulate: int = 1, **loss_options):
+def step(axis_name: str | None = None, accumulate: int = 1, mesh=None, **loss_options):
+    bound = partial(loss, **loss_options)
     return partial(
         training.train_step,
-        loss=partial(loss, **loss_options),
+        loss=bound if mesh is None else training.gathered(bound, mesh),
         optimizer=OPTIMIZER,
         ema=EMA,
         key=jax.random.key(3),
@@ -54,8 +58,8 @@ def step(axis_name: str | None = None, accumulate: int = 1, **loss_options):
     )
 
 
-def state(dtype=np.float32) -> training.TrainState:
-    return training.create_state(params(dtype), OPTIMIZER)
+def state(dtype=np.float32, width: int = 8) -> training.TrainState:
+    return training.create_state(params(dtype, width), OPTIMIZER)
 
 
 def batch(step: int, dtype=np.float32) -> dict[str, np.ndarray]:
@@ -66,24 +70,36 @@ def stacked(start: int, count: int, dtype=np.float32) -> dict[str, np.ndarray]:
     return {"x": np.stack([batch(i, dtype)["x"] for i in range(start, start + count)])}
 
 
-def feed(start: int, count: int, *, pause: float = 0.0) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+def feed(
+    start: int, count: int, *, pause: float = 0.0, dtype=np.float32
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    share = ROWS // jax.process_count()
+    own = slice(share * jax.process_index(), share * (jax.process_index() + 1))
     while True:
         time.sleep(pause)
-        yield start, stacked(start, count)
+        yield start, {"x": stacked(start, count, dtype)["x"][:, own]}
         start += count
 
 
-def main(workdir: str, steps: str) -> None:
-    mesh = training.make_mesh()
+def main(workdir: str, steps: str, width: str = "8", fsdp: str = "1") -> None:
+    if "JAX_NUM_PROCESSES" in os.environ:
+        number, count = (int(os.environ[f"JAX_{name}"]) for name in ("PROCESS_ID", "NUM_PROCESSES"))
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(num_processes=count, process_id=number, initialization_timeout=60)
+    dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
+    mesh = training.make_mesh(fsdp=int(fsdp))
+    create = partial(state, dtype, int(width))
+    placed = training.state_sharding(mesh, jax.eval_shape(create))
     folder = pathlib.Path(workdir)
     with Checkpoints(folder / "checkpoints", keep=2) as checkpoints:
-        start = jax.jit(state, out_shardings=training.replicated(mesh))()
-        if checkpoints.latest_step() is not None:
-            start = checkpoints.restore(start, sharding=training.replicated(mesh))
+        if checkpoints.latest_step() is None:
+            start = jax.jit(create, out_shardings=placed)()
+        else:
+            start = checkpoints.restore(jax.eval_shape(create), sharding=placed)
         outcome = training.fit(
             start,
-            step(),
-            partial(feed, pause=0.02),
+            step(mesh=mesh),
+            partial(feed, pause=0.02, dtype=dtype),
             steps=int(steps),
             mesh=mesh,
             checkpoints=checkpoints,
@@ -93,8 +109,12 @@ def main(workdir: str, steps: str) -> None:
             checkpoint_every=4,
             progress=False,
         )
-    leaves = jax.tree_util.tree_flatten_with_path(outcome.state)[0]
-    np.savez(folder / "final.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+    if outcome.interrupted:
+        (folder / f"stopped.{jax.process_index()}").write_text(str(int(outcome.state.step)))
+    final = multihost_utils.process_allgather(outcome.state, tiled=True)
+    if jax.process_index() == 0:
+        leaves = jax.tree_util.tree_flatten_with_path(final)[0]
+        np.savez(folder / "final.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
 
 
 if __name__ == "__main__":
