@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax.nets import fir
-from diffuse_jax.nets.layers import ResampleConv, Resampling, Style, mean_pool, repeat
+from diffuse_jax.nets.layers import ResampleConv, Resampling, Style, mean_pool, repeat, same_size
 
 Role = Literal["open", "attention", "close"]
 Inits = tuple[nn.initializers.Initializer, nn.initializers.Initializer]
@@ -80,7 +80,15 @@ DHARIWAL = EDMStyle(adaptive=True, rescale=False, epsilon=1e-5, head_size=64, pr
 
 def conv(x: jax.Array, style: EDMStyle, features: int, name: str, role: Role = "open", size: int = 3) -> jax.Array:
     kernel, bias = style.init(role, x.shape[-1] * size**2)
-    layer = nn.Conv(features, (size, size), kernel_init=kernel, bias_init=bias, dtype=style.dtype, name=name)
+    layer = nn.Conv(
+        features,
+        (size, size),
+        kernel_init=kernel,
+        bias_init=bias,
+        dtype=style.dtype,
+        conv_general_dilated=same_size,
+        name=name,
+    )
     return layer(x)
 
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffuse_jax.nets import fir
+from diffuse_jax.nets.convolution import convolve
+from diffuse_jax.nets.dropout import dropout
 
 Resampling = Literal["none", "up", "down"]
 
@@ -63,14 +65,36 @@ def init_kernel(scale: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
+def same_size(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """`convolve` as nn.Conv's `conv_general_dilated`, for strides of 1 and a padding that keeps the size."""
+    return convolve(x, kernel)
+
+
+def of_channels(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    """`convolve` as nn.Dense's `dot_general`, for x (batch, …, c) and kernel (c, features)."""
+    y = convolve(x.reshape(x.shape[0], -1, 1, x.shape[-1]), kernel[None, None])
+    return y.reshape(*x.shape[:-1], -1)
+
+
 def conv(features: int, dtype: Any, name: str, *, size: int = 3, scale: float = 1.0, strides: int = 1) -> nn.Conv:
     """A square convolution with zero padding that keeps the image's size (over `strides`)."""
-    return nn.Conv(features, (size, size), strides, "SAME", kernel_init=init_kernel(scale), dtype=dtype, name=name)
+    operation = same_size if strides == 1 else None  # None: the library's
+    kernel_init = init_kernel(scale)
+    return nn.Conv(
+        features,
+        (size, size),
+        strides,
+        "SAME",
+        dtype=dtype,
+        kernel_init=kernel_init,
+        conv_general_dilated=operation,
+        name=name,
+    )
 
 
 def pointwise(features: int, dtype: Any, name: str, *, scale: float = 0.1) -> nn.Dense:
-    """A linear map of the channels, whose kernel starts at a tenth of the usual variance."""
-    return nn.Dense(features, kernel_init=init_kernel(scale), dtype=dtype, name=name)
+    """A linear map of the channels of x (batch, …, c), whose kernel starts at a tenth of the usual variance."""
+    return nn.Dense(features, dtype=dtype, kernel_init=init_kernel(scale), dot_general=of_channels, name=name)
 
 
 def group_norm(x: jax.Array, style: Style, name: str) -> jax.Array:
@@ -134,7 +158,8 @@ class ResBlock(nn.Module):
 
     x (batch, h, w, c) becomes (batch, h', w', features). The block resamples before its first convolution (Brock et al.
     2019, arXiv:1809.11096). The shortcut has a kernel where the channels or the size change: a 1×1 convolution, or with
-    `small_shortcut` a linear map that starts at a tenth of its variance.
+    `small_shortcut` a linear map that starts at a tenth of its variance. `seed` (2,) is that of dropout, of which there
+    is none without it.
     """
 
     style: Style
@@ -143,7 +168,7 @@ class ResBlock(nn.Module):
     small_shortcut: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array | None, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, temb: jax.Array | None, seed: jax.Array | None = None) -> jax.Array:
         style = self.style
         h = resample(norm_act(x, style, "norm_0"), style, self.direction)
         x = resample(x, style, self.direction)
@@ -152,7 +177,7 @@ class ResBlock(nn.Module):
             shift = nn.Dense(self.features, kernel_init=init_kernel(), dtype=style.dtype, name="time")
             h += shift(style.act(temb))[:, None, None, :]
         h = norm_act(h, style, "norm_1")
-        h = nn.Dropout(style.dropout)(h, deterministic=not train)
+        h = dropout(h, style.dropout, seed)
         h = conv(self.features, style.dtype, "conv_1", scale=style.init_scale)(h)
         if x.shape[-1] != self.features or self.direction != "none":
             x = (

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffuse_jax.nets.dropout import dropout_seed, layer_seed
 from diffuse_jax.nets.layers import (
     Attention,
     Combine,
@@ -45,52 +46,55 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None, train: bool) -> jax.Array:
         """x (batch, h, w, c), temb (batch, k) or None: float32 (batch, h, w, c)."""
-        saved = self._down(x, temb, train)
+        seed = dropout_seed(self.make_rng("dropout")) if train and self.style.dropout else None
+        saved = self._down(x, temb, seed)
         h = saved[-1]
-        h = self._block(h, temb, train, h.shape[-1], "middle_block_0")
+        h = self._block(h, temb, seed, h.shape[-1], "middle_block_0")
         h = Attention(self.style, name="middle_attention")(h)
-        h = self._block(h, temb, train, h.shape[-1], "middle_block_1")
-        return self._up(h, saved, temb, train, x.shape[-1])
+        h = self._block(h, temb, seed, h.shape[-1], "middle_block_1")
+        return self._up(h, saved, temb, seed, x.shape[-1])
 
     @nn.nowrap
     def _block(
         self,
         h: jax.Array,
         temb: jax.Array | None,
-        train: bool,
+        seed: jax.Array | None,
         features: int,
         name: str,
         direction: Resampling = "none",
     ) -> jax.Array:
-        block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        return block(self.style, features, direction, self.resblock_type == "ddpm", name=name)(h, temb, train)
+        block = nn.remat(ResBlock) if self.remat else ResBlock
+        return block(self.style, features, direction, self.resblock_type == "ddpm", name=name)(
+            h, temb, layer_seed(seed, name)
+        )
 
     @nn.nowrap
     def _resample(
-        self, h: jax.Array, temb: jax.Array | None, train: bool, direction: Literal["up", "down"], name: str
+        self, h: jax.Array, temb: jax.Array | None, seed: jax.Array | None, direction: Literal["up", "down"], name: str
     ) -> jax.Array:
         """Halves or doubles the trunk as the block type says; the channels stay."""
         if self.resblock_type == "biggan":
-            return self._block(h, temb, train, h.shape[-1], name, direction)
+            return self._block(h, temb, seed, h.shape[-1], name, direction)
         if self.resamp_with_conv:
             return ResampleConv(self.style, h.shape[-1], direction, name=name)(h)
         return resample(h, self.style, direction)
 
     @nn.nowrap
-    def _down(self, x: jax.Array, temb: jax.Array | None, train: bool) -> list[jax.Array]:
+    def _down(self, x: jax.Array, temb: jax.Array | None, seed: jax.Array | None) -> list[jax.Array]:
         """All activations that the way up reads, the last being the trunk's."""
         style, pyramid = self.style, x
         h = conv(self.nf, style.dtype, "in_conv")(x)
         saved = [h]
         for level, mult in enumerate(self.ch_mult):
             for i in range(self.num_res_blocks):
-                h = self._block(h, temb, train, self.nf * mult, f"down_{level}_block_{i}")
+                h = self._block(h, temb, seed, self.nf * mult, f"down_{level}_block_{i}")
                 if h.shape[1] in self.attn_resolutions:
                     h = Attention(style, name=f"down_{level}_attention_{i}")(h)
                 saved.append(h)
             if level == len(self.ch_mult) - 1:
                 break
-            h = self._resample(h, temb, train, "down", f"down_{level}_resample")
+            h = self._resample(h, temb, seed, "down", f"down_{level}_resample")
             if self.progressive_input == "input_skip":
                 pyramid = resample(pyramid, style, "down")
                 h = Combine(self.progressive_combine, style.dtype, name=f"down_{level}_combine")(pyramid, h)
@@ -102,14 +106,14 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def _up(
-        self, h: jax.Array, saved: list[jax.Array], temb: jax.Array | None, train: bool, channels: int
+        self, h: jax.Array, saved: list[jax.Array], temb: jax.Array | None, seed: jax.Array | None, channels: int
     ) -> jax.Array:
         """From the trunk at the smallest size to the image, using up `saved` from its end."""
         style, pyramid, deepest = self.style, h, len(self.ch_mult) - 1
         for level in reversed(range(len(self.ch_mult))):
             for i in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, saved.pop()], axis=-1)
-                h = self._block(h, temb, train, self.nf * self.ch_mult[level], f"up_{level}_block_{i}")
+                h = self._block(h, temb, seed, self.nf * self.ch_mult[level], f"up_{level}_block_{i}")
             if h.shape[1] in self.attn_resolutions:
                 h = Attention(style, name=f"up_{level}_attention")(h)
             if self.progressive == "output_skip":
@@ -122,7 +126,7 @@ class UNet(nn.Module):
                 pyramid = ResampleConv(style, h.shape[-1], "up", name=f"up_{level}_pyramid")(pyramid)
                 h = pyramid = style.merge(pyramid, h)
             if level > 0:
-                h = self._resample(h, temb, train, "up", f"up_{level}_resample")
+                h = self._resample(h, temb, seed, "up", f"up_{level}_resample")
         return pyramid if self.progressive == "output_skip" else self._image(h, channels, "out")
 
     @nn.nowrap

@@ -1,0 +1,86 @@
+"""`convolve` is the library's convolution, and so are its derivatives in every mode."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from diffuse_jax.nets.convolution import convolve
+
+CASES = [(4, 4, 3, 5, 3), (4, 6, 2, 3, 5), (2, 2, 4, 4, 1), (1, 2, 3, 2, 3)]
+
+
+def library(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def drawn(h: int, w: int, channels: int, features: int, size: int) -> tuple[jax.Array, ...]:
+    shapes = ((8, h, w, channels), (size, size, channels, features), (8, h, w, features))
+    return tuple(jnp.asarray(np.random.default_rng(i).standard_normal(shape)) for i, shape in enumerate(shapes))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_are_those_of_the_librarys_convolution(case):
+    with jax.enable_x64(True):
+        x, kernel, cotangent = drawn(*case)
+        tangents = (jnp.sin(x), jnp.cos(kernel))
+
+        def derivatives(conv, x, kernel):
+            value, tangent = jax.jvp(conv, (x, kernel), tangents)
+            gradient = jax.grad(lambda x, kernel: jnp.sum(conv(x, kernel) ** 3 * cotangent), (0, 1))
+            second = jax.jvp(gradient, (x, kernel), tangents)  # forward over reverse
+            return value, tangent, second
+
+        ours, theirs = (jax.jit(functools.partial(derivatives, conv))(x, kernel) for conv in (convolve, library))
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (1, 3)])
+def test_vmap_over_images_kernels_or_both_equals_a_loop(axes):
+    x, kernel, _ = drawn(4, 4, 3, 2, 3)
+    batched = tuple(
+        a if axis is None else jnp.stack([a, 2 * a, a + 1], axis) for a, axis in zip((x, kernel), axes, strict=True)
+    )
+    gradient = jax.grad(lambda x, kernel: jnp.sum(convolve(x, kernel) ** 2), (0, 1))
+    found = jax.jit(jax.vmap(gradient, axes))(*batched)
+    for i in range(3):
+        each = gradient(*(a if axis is None else a.take(i, axis) for a, axis in zip(batched, axes, strict=True)))
+        for a, b in zip(found, each, strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_inside_shard_map_the_gradient_is_the_sum_over_devices(check):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x, kernel, _ = drawn(4, 4, 3, 2, 3)
+
+    def loss(kernel, x):
+        return jnp.sum(convolve(x, kernel) ** 2)
+
+    split = jax.shard_map(
+        lambda kernel, x: lax.psum(loss(kernel, x), "data"),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("data")),
+        out_specs=PartitionSpec(),
+        check_vma=check,
+    )
+    np.testing.assert_allclose(jax.jit(jax.grad(split))(kernel, x), jax.grad(loss)(kernel, x), rtol=1e-4, atol=1e-3)
+
+
+def test_on_a_cpu_the_gradient_of_a_kernel_is_one_product_of_matrices_and_no_convolution():
+    x, kernel, cotangent = drawn(4, 4, 3, 2, 3)
+    gradient = jax.jit(lambda x, kernel, ct: jax.vjp(lambda kernel: convolve(x, kernel), kernel)[1](ct))
+    program = gradient.lower(x, kernel, cotangent).as_text(dialect="hlo")
+    assert program.count(" dot(") == 1
+    assert " convolution(" not in gradient.lower(x, kernel, cotangent).compile().as_text()
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 4), (3, 5, 3, 4), (3, 3, 4)])
+def test_a_kernel_that_is_not_square_and_odd_is_refused(shape):
+    with pytest.raises(ValueError, match="k odd"):
+        convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros(shape))
