@@ -25,7 +25,9 @@ def main() -> int:
     experiment = build(*read_run(args.workdir))
     params, step = restore(experiment, args.workdir)
     labels = labels_in_turn(experiment, args.num)
-    drawn = sampler(experiment, make_mesh())(experiment.denoiser(params), seed=args.seed, n=args.num, labels=labels)
+    drawn = sampler(experiment, make_mesh())(
+        experiment.sampling_denoiser(params), seed=args.seed, n=args.num, labels=labels
+    )
     print(json.dumps({"step": step, **digits_report(to_data(experiment, drawn.x))}, indent=2))
     return 0
 

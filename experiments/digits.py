@@ -19,18 +19,28 @@ def get_config() -> ConfigDict:
         embedding_type="positional",
         scale_by_sigma=False,
     )
+    # EDM's objective on this process: noise where the classes are decided, and an output of unit size at every level.
+    config.parameterization.name = "edm"
+    config.parameterization.sigma_data = 0.75
+    config.loss.weight = "edm"
+    config.loss.times = "log_normal"
+    config.loss.p_mean = -0.4
+    config.loss.p_std = 1.2
     config.loss.t_min = 1e-3
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup = 200
+    config.optimizer.decay = "linear"
     config.ema.halflife_images = 30_000.0
     config.ema.warmup = True
     config.training.batch_size = 64
-    config.training.steps = 4000
-    config.training.checkpoint_every = 1000
-    config.training.evaluate_every = 1000
-    config.training.sample_every = 2000
-    # Fewer steps blur the digits' classes (60: Fréchet ratio 1.6 in place of 1.0).
-    config.sampling.solver = "ancestral"
-    config.sampling.steps = 200
+    config.training.steps = 3000
+    config.training.checkpoint_every = 500
+    config.training.evaluate_every = 500
+    config.training.sample_every = 1000
+    # More noise than the reverse SDE's, which corrects the errors of early steps: at η = 1 a classifier is sure of
+    # 2 to 3 % fewer samples, and the probability flow's are worse still.
+    config.sampling.solver = "sde_dpm_solver"
+    config.sampling.eta = 3.0
+    config.sampling.steps = 50
     config.sampling.grid = "log_snr"
     return config

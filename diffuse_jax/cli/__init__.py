@@ -106,9 +106,7 @@ def _add_processes(group: Any) -> None:
     group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens (JAX_COORDINATOR_ADDRESS)")
     group.add_argument("--num_processes", metavar="N", help="how many there are (JAX_NUM_PROCESSES)")
     group.add_argument("--process_id", metavar="I", help="which this is, from 0 to N - 1 (JAX_PROCESS_ID)")
-    group.add_argument(
-        "--distributed", action="store_true", help="let JAX find the three: on SLURM, under Open MPI, on a TPU pod"
-    )
+    group.add_argument("--distributed", action="store_true", help="let JAX find the three: on SLURM, on a TPU pod")
     group.add_argument(
         "--timeout",
         type=_integer(1),
@@ -186,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(args, "coordinator"):
             distributed.start(args)
         with distributed.leave():
+            distributed.check_command(args)
             return commands.COMMANDS[args.command](args, _joined(overrides))
     except distributed.BAD_INPUT as error:
         print(f"diffuse-jax: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -6,6 +6,7 @@ that they stop as one, with one line. A process that fails later tears the other
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -13,9 +14,10 @@ import secrets
 import socket
 import sys
 import threading
+import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -27,7 +29,18 @@ from diffuse_jax.config import ConfigError
 from diffuse_jax.convert import ConversionError
 from diffuse_jax.data import DataError
 
-__all__ = ["BAD_INPUT", "Stopped", "check_same", "check_shared", "first", "from_first", "leave", "start", "together"]
+__all__ = [
+    "BAD_INPUT",
+    "Stopped",
+    "check_command",
+    "check_same",
+    "check_shared",
+    "first",
+    "from_first",
+    "leave",
+    "start",
+    "together",
+]
 
 #: What a command says in one line, with exit status 2.
 BAD_INPUT = (ConfigError, DataError, CheckpointError, ConversionError, OSError)
@@ -40,7 +53,11 @@ _VARIABLES = {
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
+# What processes may be given each in its own way: the rest of a command is the same in all.
+_OWN = {*_VARIABLES, "distributed", "timeout", "config", "workdir"}
+
 _LINE = 1000  # bytes of an error that travel
+_STALE = 10  # seconds for which a file system over a network may show what was there before
 
 
 class Stopped(Exception):
@@ -50,7 +67,7 @@ class Stopped(Exception):
 def start(args: argparse.Namespace) -> None:
     """Joins the processes that --coordinator, --num_processes and --process_id name, or the environment variables
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or with --distributed those that JAX finds by itself
-    (SLURM, Open MPI, TPU pods, …); where none of these is given it does nothing. Before anything touches a device.
+    (SLURM, TPU pods, …); where none of these is given it does nothing. Before anything touches a device.
 
     ConfigError, naming the flag, where they are incomplete or contradict each other. Where the processes do not meet
     within --timeout seconds this process ends, with one line: JAX itself would be aborted.
@@ -169,6 +186,18 @@ def together(function: Callable[[], T]) -> T:
     raise Stopped(line if number == 0 else f"process {number}: {line}") from error
 
 
+def check_command(args: argparse.Namespace) -> None:
+    """Stops all processes where they have different numbers of devices, or one was given another command."""
+    if not jax.distributed.is_initialized():
+        return
+    # Seen by each for itself: JAX exchanges nothing between such processes.
+    devices = Counter(device.process_index for device in jax.devices())
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{devices[number]} in process {number}" for number in sorted(devices))
+        raise Stopped(f"the processes have different numbers of devices, {found}: give each as many")
+    check_same("command", repr(sorted((name, value) for name, value in vars(args).items() if name not in _OWN)))
+
+
 def check_same(what: str, value: str) -> None:
     """Stops all processes where one has another value than process 0."""
     if jax.process_count() == 1:
@@ -194,17 +223,29 @@ def check_shared(workdir: pathlib.Path) -> None:
     together(lambda: path.touch() if first() else None)
 
     def check() -> None:
-        if not workdir.is_dir() or path.name not in os.listdir(workdir):
-            raise ConfigError(
-                f"--workdir={workdir} is not the folder that process 0 sees: it must be on a file system that all "
-                "processes see"
-            )
+        deadline = time.monotonic() + _STALE
+        while not _sees(path):
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"--workdir={workdir} is not the folder that process 0 sees: it must be on a file system that all "
+                    "processes see"
+                )
+            time.sleep(0.2)
 
     try:
         together(check)
     finally:
         if first():
             path.unlink()
+
+
+def _sees(path: pathlib.Path) -> bool:
+    """Whether a file is in its folder. A folder that is opened NFS looks at anew; of one that is only named it may say
+    for a minute that there is none."""
+    for folder in reversed(path.absolute().parents):
+        with contextlib.suppress(OSError):
+            os.scandir(folder).close()
+    return path.parent.is_dir() and path.name in os.listdir(path.parent)
 
 
 def from_first(number: int) -> int:
@@ -222,7 +263,7 @@ def _from_all(line: str) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in gathered]
 
 
-@contextmanager
+@contextlib.contextmanager
 def leave() -> Iterator[None]:
     """Around a command: what fails in this process alone ends it at once, without waiting for the others at the exit,
     which wait for it; the loss of them is told in one line."""
@@ -233,16 +274,23 @@ def leave() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if not jax.distributed.is_initialized():
             raise
-        number = jax.process_index()
+        who = _name()
         if isinstance(error, KeyboardInterrupt):
-            _end(f"process {number}: interrupted", 130)
+            _end(f"{who}: interrupted", 130)
         if isinstance(error, BAD_INPUT):
-            _end(f"process {number}: {' '.join(str(error).split())}", 2)
+            _end(f"{who}: {' '.join(str(error).split())}", 2)
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             line = (str(error).splitlines() or [""])[0]
-            _end(f"process {number}: the computation broke off; did another process end? see its output ({line})", 1)
+            _end(f"{who}: the computation broke off; did another process end? see its output ({line})", 1)
         traceback.print_exc()
-        _end(f"process {number}: {type(error).__name__}", 1)
+        _end(f"{who}: {type(error).__name__}", 1)
+
+
+def _name() -> str:
+    try:
+        return f"process {jax.process_index()}"
+    except Exception:  # without devices JAX has no number for it either, and fails in more than one way
+        return "this process"
 
 
 def _end(line: str, status: int) -> NoReturn:

@@ -40,7 +40,11 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     bits, bits_error = mean_and_error(found.bits_per_dim)
     n = args.num or config.evaluation.num_samples
     drawn = sampler(run.experiment, run.mesh)(
-        run.denoise, seed=args.seed, n=n, labels=labels_in_turn(run.experiment, n), progress="samples"
+        run.experiment.sampling_denoiser(run.denoise.params),
+        seed=args.seed,
+        n=n,
+        labels=labels_in_turn(run.experiment, n),
+        progress="samples",
     )
     if not first():
         return 0

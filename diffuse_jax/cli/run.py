@@ -22,7 +22,17 @@ from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.evaluation import Sampler, image_grid, scatter_picture
 from diffuse_jax.training import make_mesh, replicated
 
-__all__ = ["TrainedRun", "free_name", "labels_in_turn", "open_run", "picture", "sampler", "to_data", "workdir_of"]
+__all__ = [
+    "TrainedRun",
+    "as_asked",
+    "free_name",
+    "labels_in_turn",
+    "open_run",
+    "picture",
+    "sampler",
+    "to_data",
+    "workdir_of",
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ def workdir_of(args: argparse.Namespace) -> pathlib.Path:
 def open_run(args: argparse.Namespace, overrides: Sequence[str]) -> TrainedRun:
     """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is
     refused; its data are not looked at."""
-    workdir = workdir_of(args)
+    workdir = together(lambda: workdir_of(args))
     experiment, step = together(lambda: _experiment(args, overrides, workdir))
     check_same("experiment", json.dumps(experiment.config.to_dict(), default=str))
     check_shared(workdir)
@@ -61,20 +71,24 @@ def open_run(args: argparse.Namespace, overrides: Sequence[str]) -> TrainedRun:
 
 def _experiment(args: argparse.Namespace, overrides: Sequence[str], workdir: pathlib.Path) -> tuple[Experiment, int]:
     stored, data = read_run(workdir)
-    config = override(stored, overrides) if args.config is None else read(args.config, overrides)
+    config = override(as_asked(stored if args.config is None else read(args.config), args), overrides)
     check_fits(config, data, workdir)
-    _take(config, args)
     return build(config, data), Checkpoints(workdir / CHECKPOINTS, read_only=True).step(args.checkpoint)
 
 
-def _take(config: ConfigDict, args: argparse.Namespace) -> None:
-    for name in ("solver", "steps"):
-        if getattr(args, name, None) is not None:
-            config.sampling[name] = getattr(args, name)
+def as_asked(config: ConfigDict, args: argparse.Namespace) -> ConfigDict:
+    """`config` with --solver and --steps. Another solver than the run's begins with its own order and strength of
+    noise, which the run's may not share, until an override gives them."""
+    sampling = config.sampling
+    if getattr(args, "solver", None) not in (None, sampling.solver):
+        sampling.solver, sampling.order, sampling.eta = args.solver, None, None
+    if getattr(args, "steps", None) is not None:
+        sampling.steps = args.steps
+    return config
 
 
 def sampler(experiment: Experiment, mesh: Mesh) -> Sampler:
-    """The sampler of `config.sampling`."""
+    """The sampler of `config.sampling`, for the experiment's `sampling_denoiser`."""
     plan = experiment.plan
     batch_size = experiment.config.sampling.batch_size
     return Sampler(plan.solver, plan.times, plan.finish, mesh=mesh, batch_size=batch_size, noise=plan.noise)

@@ -26,10 +26,11 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     n = args.num or config.num
     labels = together(lambda: class_labels(run, n, args.label))
     draw = sampler(run.experiment, run.mesh)
-    drawn = draw(run.denoise, seed=args.seed, n=n, labels=labels, progress="samples")
+    denoise = run.experiment.sampling_denoiser(run.denoise.params)
+    drawn = draw(denoise, seed=args.seed, n=n, labels=labels, progress="samples")
     few = min(n, _ANIMATED) if len(run.experiment.data.shape) == 3 else n
     animated = {"n": few, "labels": labels, "path": True, "progress": "trajectory"}
-    path = draw(run.denoise, seed=args.seed, **animated).path if args.trajectory else None
+    path = draw(denoise, seed=args.seed, **animated).path if args.trajectory else None
     if first():
         _write(args, run, drawn, labels, path)
     return 0
@@ -50,6 +51,7 @@ def _write(
         "checkpoint": run.step,
         "solver": run.experiment.plan.name,
         "steps": len(run.experiment.plan.times) - 1,
+        "dtype": run.experiment.config.sampling.dtype,
         "evaluations": float(drawn.evaluations.mean()),
         "largest_evaluations": float(drawn.evaluations.max()),
         "seed": args.seed,

@@ -44,8 +44,8 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     config, mesh = together(lambda: _config_and_mesh(args, overrides))
     check_same("experiment", json.dumps(config.to_dict(), default=str))
     if args.dry_run:
-        return _dry_run(config, mesh) if first() else 0
-    workdir = workdir_of(args)
+        return together(lambda: _dry_run(config, mesh) if first() else 0)
+    workdir = together(lambda: workdir_of(args))
     dataset, experiment = together(lambda: _data_and_experiment(config, workdir))
     check_same("data set", f"{experiment.data} {len(dataset.train)} {len(dataset.test)}")
     with contextlib.ExitStack() as held:
@@ -180,7 +180,7 @@ def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh) -> G
     labels = labels_in_turn(experiment, config.sampling.num)
 
     def draw_grid(state: TrainState, step: int) -> pathlib.Path:
-        samples = draw(experiment.denoiser(state.ema), seed=config.seed, n=config.sampling.num, labels=labels)
+        samples = draw(experiment.sampling_denoiser(state.ema), seed=config.seed, n=config.sampling.num, labels=labels)
         path = workdir / "grids" / f"step_{step:08d}.png"
         if first():
             save_png(picture(to_data(experiment, samples.x)), path)

@@ -70,6 +70,7 @@ _LABELS = {
     "reversed_index": parameterizations.label_reversed_index,
     "nearest_index": parameterizations.label_nearest_index,
 }
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 _INDICES = ("index", "reversed_index", "nearest_index")
 
 _LEAST = {
@@ -113,12 +114,13 @@ class DataInfo:
 @dataclass(frozen=True)
 class Experiment:
     """A config as objects. `params` holds the shapes of the network's parameters; `heldout_loss` is `loss` without
-    flips and dequantization."""
+    flips and dequantization; `sampling_net` is `net` as `config.sampling.dtype` says."""
 
     config: ConfigDict
     data: DataInfo
     sde: SDE
     net: LinenNet
+    sampling_net: LinenNet
     parameterization: Parameterization
     params: Any
     loss: Objective
@@ -129,6 +131,11 @@ class Experiment:
 
     def denoiser(self, params: Any) -> NetworkDenoiser:
         return NetworkDenoiser(self.sde, params, self.net, self.parameterization, self.data.shape)
+
+    def sampling_denoiser(self, params: Any) -> NetworkDenoiser:
+        """That from which samples are drawn: the network computes in `config.sampling.dtype`, and what a solver makes
+        of its output is float32."""
+        return NetworkDenoiser(self.sde, params, self.sampling_net, self.parameterization, self.data.shape)
 
     def create_state(self) -> TrainState:
         """The state at step 0, a function of the seed."""
@@ -190,11 +197,12 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
         data=data,
         sde=sde,
         net=net,
+        sampling_net=_sampling_net(config, net),
         parameterization=parameterization,
         params=params,
         loss=loss,
         heldout_loss=heldout_loss,
-        optimizer=_section(adam, "optimizer", **config.optimizer),
+        optimizer=_section(adam, "optimizer", steps=config.training.steps, **config.optimizer),
         ema=_section(ema_decay, "ema", batch_size=config.training.batch_size, **config.ema),
         plan=sampling_plan(config.sampling, sde),
     )
@@ -303,7 +311,7 @@ def _network(config: ConfigDict, data: DataInfo) -> LinenNet:
     else:
         module = choose(NETWORKS, config.model.name, "model.name")
         if "dtype" in options:
-            options["dtype"] = _dtype(options["dtype"])
+            options["dtype"] = choose(_DTYPES, options["dtype"], "model.dtype")
         names = {field.name for field in fields(module)}
         if data.num_classes is not None and not names & {"num_classes", "label_dim"}:
             raise ConfigError(f"config.data.labels=True: config.model.name={config.model.name!r} reads no classes")
@@ -330,8 +338,16 @@ def _derived(config: ConfigDict, data: DataInfo) -> dict[str, Any]:
     }
 
 
-def _dtype(name: str) -> Any:
-    return choose({"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}, name, "model.dtype")
+def _sampling_net(config: ConfigDict, net: LinenNet) -> LinenNet:
+    name = config.sampling.dtype
+    if name is None:
+        return net
+    dtype = choose(_DTYPES, name, "sampling.dtype")
+    if "dtype" not in {field.name for field in fields(net.module)}:
+        raise ConfigError(
+            f"config.sampling.dtype={name!r}: config.model.name={config.model.name!r} has no field dtype to be told so"
+        )
+    return LinenNet(net.module.clone(dtype=dtype))
 
 
 def _parameter_shapes(net: LinenNet, data: DataInfo) -> Any:

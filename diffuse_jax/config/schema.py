@@ -142,6 +142,8 @@ def base() -> ConfigDict:
                 "learning_rate": 2e-4,
                 # Steps, not necessarily a whole number, over which the rate rises from 0.
                 "warmup": 1000.0,
+                # linear or cosine: the rate falls to 0 at training.steps; none: it stays.
+                "decay": "none",
                 # Largest global norm of the gradient; 0 does not clip.
                 "clip": 1.0,
                 "weight_decay": 0.0,
@@ -213,6 +215,9 @@ def base() -> ConfigDict:
                 "rtol": 1e-5,
                 "atol": 1e-5,
                 "max_evaluations": 25_000,
+                # The type in which the network computes: float32, bfloat16 or float16; that of model.dtype where None.
+                # States, times, noise and parameters stay float32.
+                "dtype": placeholder(str),
                 # Samples in the grids of training, and in one compiled call.
                 "num": 64,
                 "batch_size": 64,

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
-import grain
 import numpy as np
 
+from diffuse_jax.data.order import Order
 from diffuse_jax.data.sources import Source
 
 Batch = dict[str, np.ndarray]
@@ -56,8 +56,8 @@ class Batches:
             raise ValueError("the source has no rows to make batches of: is its holdout 0?")
 
     @cached_property
-    def _order(self) -> Any:
-        return grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle().repeat()
+    def _order(self) -> Order:
+        return Order(len(self.source), self.seed)
 
     def indices(self, step: int) -> np.ndarray:
         """The rows of the source, (batch_size / process_count,), that this process reads at `step` >= 0."""
@@ -65,7 +65,7 @@ class Batches:
             raise IndexError(f"step {step} is negative: steps count from 0")
         share = self.batch_size // self.process_count
         first = step * self.batch_size + self.process_index * share
-        return np.array([self._order[i] for i in range(first, first + share)])
+        return self._order.rows(first, first + share)
 
     def __getitem__(self, step: int) -> Batch:
         return self.source[self.indices(step)]

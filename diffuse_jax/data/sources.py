@@ -8,7 +8,8 @@ with a message of one line that says what was given and what would do.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -95,22 +96,53 @@ class LazyImages:
     labelled: bool = False
     cache_bytes: int = CACHE_BYTES
     threads: int = THREADS
-    _rows: dict[int, tuple[np.ndarray, int]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        wanted = [int(i) for i in indices]
-        missing = [i for i in dict.fromkeys(wanted) if i not in self._rows]
-        decoded = dict(zip(missing, map_threads(self.load, missing, self.threads), strict=True))
-        if self.length * int(np.prod(self.shape)) <= self.cache_bytes:
-            self._rows.update(decoded)
-        rows = [decoded[i] if i in decoded else self._rows[i] for i in wanted]
-        batch = {"x": np.stack([x for x, _ in rows]) if rows else np.empty((0, *self.shape), np.uint8)}
+        indices = np.asarray(indices, np.int64)
+        if self._kept is None:
+            wanted, rows = np.unique(indices, return_inverse=True)
+            images = self._decode(wanted)
+        else:
+            images, rows = self._kept, indices
+            missing = np.unique(indices[~images.there[indices]])
+            if missing.size:
+                images.put(missing, self._decode(missing))
+        batch = {"x": images.x[rows]}
         if self.labelled:
-            batch["label"] = np.array([label for _, label in rows], np.int32)
+            batch["label"] = images.label[rows]
         return batch
+
+    @cached_property
+    def _kept(self) -> "_Images | None":
+        small = self.length * int(np.prod(self.shape)) <= self.cache_bytes
+        return _Images.empty(self.length, self.shape) if small else None
+
+    def _decode(self, indices: np.ndarray) -> "_Images":
+        images = _Images.empty(len(indices), self.shape)
+        for row, (x, label) in enumerate(map_threads(self.load, indices.tolist(), self.threads)):
+            images.x[row], images.label[row] = x, label
+        return images
+
+
+@dataclass(frozen=True, eq=False)
+class _Images:
+    """Images (n, ...) with their labels (n,), and which of them are there (n,)."""
+
+    x: np.ndarray
+    label: np.ndarray
+    there: np.ndarray
+
+    @classmethod
+    def empty(cls, n: int, shape: tuple[int, ...]) -> "_Images":
+        # The system gives memory as it is written to.
+        return cls(np.empty((n, *shape), np.uint8), np.empty(n, np.int32), np.zeros(n, bool))
+
+    def put(self, indices: np.ndarray, images: "_Images") -> None:
+        self.x[indices], self.label[indices] = images.x, images.label
+        self.there[indices] = True
 
 
 def map_threads(f: Callable[[int], T], indices: Sequence[int], threads: int) -> list[T]:

@@ -38,6 +38,8 @@ def map_chunks(
 
 def shard(mesh: Mesh, tree: Any) -> Any:
     """Arrays split over all devices by their leading axis, of which the rows of `tree` are this process's share."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, batch_sharding(mesh))
     return jax.tree.map(lambda leaf: _shard(batch_sharding(mesh), leaf), tree)
 
 

@@ -67,11 +67,12 @@ class Sampler:
     ) -> Drawn:
         """Samples 0 … n − 1 of `seed`, with class `labels` (n,) where given. FloatingPointError where one is not
         finite, as where the adaptive solver ran out of steps."""
-        every_key = sample_keys(seed, 0, n)
+        key = jax.random.key(seed)
         denoise = everywhere(self._mesh, denoise)
 
         def chunk(index: np.ndarray) -> Any:
-            keys = every_key[index]
+            # Of this chunk alone: a function of all n would be compiled for every n.
+            keys = jax.vmap(lambda i: sample_keys(key, i, 1)[0])(index.astype(np.uint32))
             cond = None if labels is None else shard(self._mesh, labels[index])
             return self._run(shard(self._mesh, keys), denoise, cond, path)
 

@@ -40,22 +40,28 @@ def adam(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
+    decay: str = "none",
+    steps: int | None = None,
 ) -> optax.GradientTransformation:
     """Adam (Kingma & Ba, 1412.6980), with the global norm of the gradient clipped to `clip` before (None or ≤ 0: not
     clipped) and decoupled weight decay −lr·`weight_decay`·p after (Loshchilov & Hutter, 1711.05101).
 
     The rate of the update made at step n is `learning_rate`·min(n/`warmup`, 1), counted from n = 0: as published, the
     first update has rate 0 and only fills the moments. `warmup` need not be whole: a ramp over so many images is their
-    number over the batch's size. The rate depends on no total number of steps, so a run can be prolonged. ValueError on
-    a rate ≤ 0, a negative warm-up or a negative decay.
+    number over the batch's size. `decay` takes the rate to 0 at n = `steps`, the length of the run: with u = n/`steps`
+    it is multiplied by 1 − u ("linear") or by (1 + cos πu)/2 ("cosine"; Loshchilov & Hutter, 1608.03983, eq. 5, of one
+    period). With "none" it depends on no total number of steps, so a run can be prolonged, and `steps` is not read; one
+    that decays is, with larger `steps`, from then on at the rate of the longer run. ValueError on a rate ≤ 0, a
+    negative warm-up or weight decay, another `decay`, and one without `steps` ≥ 1.
     """
     if not learning_rate > 0:
         raise ValueError(f"learning_rate = {learning_rate} must be positive")
     if warmup < 0 or weight_decay < 0:
         raise ValueError(f"warmup = {warmup} and weight_decay = {weight_decay} must not be negative")
+    left = _left_of_the_rate(decay, steps)
 
     def rate(step: jax.Array) -> Any:
-        return learning_rate * jnp.minimum(step / warmup, 1.0) if warmup else learning_rate
+        return learning_rate * (jnp.minimum(step / warmup, 1.0) if warmup else 1.0) * left(step)
 
     # Four links with the same states, whatever is switched off: a checkpoint's tree does not depend on the options.
     return optax.chain(
@@ -64,6 +70,21 @@ def adam(
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.scale_by_learning_rate(rate),
     )
+
+
+def _left_of_the_rate(decay: str, steps: int | None) -> Callable[[jax.Array], Any]:
+    """The factor of the learning rate as a function of the step."""
+    shapes: dict[str, Callable[[jax.Array], Any]] = {
+        "linear": lambda u: 1 - u,
+        "cosine": lambda u: 0.5 * (1 + jnp.cos(jnp.pi * u)),
+    }
+    if decay == "none":
+        return lambda step: 1.0
+    if decay not in shapes:
+        raise ValueError(f"decay = {decay!r} must be one of none, {', '.join(shapes)}")
+    if steps is None or steps < 1:
+        raise ValueError(f"decay = {decay!r} ends with the run, and steps = {steps}: give its number of steps")
+    return lambda step: shapes[decay](jnp.minimum(step / steps, 1.0))
 
 
 def ema_decay(

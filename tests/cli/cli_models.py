@@ -38,11 +38,15 @@ def run(*argv: str) -> int:
 
 
 class ExactNormal(nn.Module):
-    """eps = σ·x: the denoiser of N(0, I) data under a VP process, given label "sigma". Its parameter has no effect."""
+    """eps = σ·x, to the rounding of `dtype`: the denoiser of N(0, I) data under a VP process, given label "sigma". Its
+    parameter has no effect."""
+
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: Any = None, *, train: bool) -> jax.Array:
-        return t[:, None] * x + 0 * self.param("unused", nn.initializers.zeros, (1,))
+        eps = t.astype(self.dtype)[:, None] * x.astype(self.dtype)
+        return eps.astype(jnp.float32) + 0 * self.param("unused", nn.initializers.zeros, (1,))
 
 
 class ClassConstant(nn.Module):

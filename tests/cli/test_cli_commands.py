@@ -1,5 +1,6 @@
 """From the command line to numbers: what each command writes is what the library computes and what is known."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -18,7 +19,8 @@ from PIL import Image
 
 import diffuse_jax
 from diffuse_jax import solvers, times
-from diffuse_jax.config import load_data
+from diffuse_jax.cli.run import as_asked
+from diffuse_jax.config import load_data, override, read
 from diffuse_jax.config.run import read_run
 from diffuse_jax.config.solvers import SOLVERS
 
@@ -55,10 +57,38 @@ def test_every_named_solver_draws_finite_samples(toy_run, solver, capsys):
     assert facts["evaluations"] >= 3 and np.isfinite(samples(toy_run)).all() and len(samples(toy_run)) == 8
 
 
+def test_another_solver_takes_its_own_strength_of_noise_unless_one_is_given():
+    config = read("digits")
+    assert config.sampling.eta is not None
+
+    def eta(*words, **given):
+        args = argparse.Namespace(**{"solver": None, "steps": None} | given)
+        return override(as_asked(read("digits"), args), words).sampling.eta
+
+    assert eta() == eta(solver=config.sampling.solver) == eta(steps=3) == config.sampling.eta
+    assert eta(solver="heun") is None
+    assert eta("--config.sampling.eta=0.5", solver="ddim") == 0.5
+
+
 def test_the_flow_of_normal_data_leaves_the_prior_draws_where_they_are(normal_run):
     assert run("sample", f"--workdir={normal_run}", "--num=13", "--solver=adaptive", "--seed=5") == 0
     prior = diffuse_jax.prior_sample(diffuse_jax.sample_keys(5, 0, 13), diffuse_jax.load(normal_run))
     np.testing.assert_allclose(samples(normal_run), prior, atol=1e-4)
+
+
+def test_the_type_of_sampling_rounds_the_samples_and_nothing_else(normal_run):
+    half = "--config.sampling.dtype=bfloat16"
+    drawn, tables = [], []
+    for options in ([], [half]):
+        assert run("sample", f"--workdir={normal_run}", "--num=24", "--solver=ddim", "--steps=8", *options) == 0
+        drawn.append(samples(normal_run))
+        assert json.loads((normal_run / "samples.json").read_text())["dtype"] == ("bfloat16" if options else None)
+        assert run("evaluate", f"--workdir={normal_run}", "--solver=ddim", "--steps=8", *options) == 0
+        tables.append(json.loads((normal_run / "evaluation.json").read_text()))
+    # 2^-9 a step on numbers of unit size.
+    assert 1e-4 < np.abs(drawn[1] - drawn[0]).max() < 8 * 2**-7
+    same = [name for name in tables[0] if tables[0][name] == tables[1][name]]
+    assert sorted(set(tables[0]) - set(same)) == ["frechet_distance"]
 
 
 def test_the_likelihood_of_normal_data_is_that_of_scipy(normal_run):

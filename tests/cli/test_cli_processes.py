@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from cli_models import TINY, run
@@ -32,18 +34,19 @@ def free_port():
     raise AssertionError("no free port")
 
 
-def begin(folder, *argv, processes=2, where=None, **environment):
-    """`diffuse-jax argv` in so many processes, with DEVICES devices together."""
+def begin(folder, *argv, processes=2, of_last=(), where=None, **environment):
+    """`diffuse-jax argv` in so many processes, with DEVICES devices together; `of_last` is given to the last alone."""
     address, started = f"127.0.0.1:{free_port()}", []
     for number in range(processes):
         flags = [f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={number}", "--timeout=30"]
+        more = of_last if number == processes - 1 else ()
         one = os.environ | {
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'cli'}",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
         }
         started.append(
             subprocess.Popen(
-                [sys.executable, "-m", "diffuse_jax", *argv, *(flags if processes > 1 else [])],
+                [sys.executable, "-m", "diffuse_jax", *argv, *more, *(flags if processes > 1 else [])],
                 env=one | environment,
                 cwd=where[number] if where else folder,
                 stdout=subprocess.PIPE,
@@ -117,6 +120,53 @@ def test_a_port_that_is_taken_is_named():
             distributed.start(flags(f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--process_id=0"))
 
 
+def test_processes_with_different_numbers_of_devices_are_told_apart(monkeypatch):
+    class Device:
+        def __init__(self, process_index):
+            self.process_index = process_index
+
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "devices", lambda: [Device(1), Device(0), Device(0)])
+    with pytest.raises(distributed.Stopped, match="2 in process 0, 1 in process 1: give each as many"):
+        distributed.check_command(flags())
+
+
+def test_a_process_without_devices_ends_at_once(monkeypatch):
+    """At the exit of Python it would wait for the others."""
+
+    def no_backend(*_):
+        raise AssertionError("no backend")
+
+    ended = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_index", no_backend)
+    monkeypatch.setattr(distributed, "_end", lambda *said: ended.append(said))
+    with distributed.leave():
+        no_backend()
+    assert ended == [("this process: AssertionError", 1)]
+
+
+def test_a_folder_is_waited_for_that_a_file_system_shows_late(monkeypatch, tmp_path):
+    """As NFS does, which remembers for a while that there was none."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed, "together", lambda function: function())
+    monkeypatch.setattr(distributed, "first", lambda: False)
+    monkeypatch.setattr(distributed, "from_first", lambda _: 7)
+    late = tmp_path / "late"
+
+    def appear():
+        late.mkdir()
+        (late / ".seen_by_all.7").touch()
+
+    timer = threading.Timer(0.3, appear)
+    timer.start()
+    distributed.check_shared(late)
+    timer.join()
+    monkeypatch.setattr(distributed, "_STALE", 0)
+    with pytest.raises(ConfigError, match="not the folder that process 0 sees"):
+        distributed.check_shared(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_processes_that_never_meet_end_with_one_line(toy_run, number):
@@ -185,11 +235,20 @@ def test_a_killed_run_goes_on_in_another_number_of_processes(tmp_path, before, a
 
 @pytest.mark.slow
 def test_a_mistake_is_told_once_and_ends_both(toy_run, tmp_path):
-    for argv, words in (
-        (["train", *TINY, "--workdir=run", "--config.training.batch_size=6"], "batch_size = 6 does not split evenly"),
-        (["sample", f"--workdir={toy_run}", "--label=3"], "trained without labels"),
+    (tmp_path / "file").touch()
+    sample = ["sample", f"--workdir={toy_run}"]
+    for argv, of_last, words in (
+        (
+            ["train", *TINY, "--workdir=run", "--config.training.batch_size=6"],
+            [],
+            "batch_size = 6 does not split evenly",
+        ),
+        ([*sample, "--label=3"], [], "trained without labels"),
+        (["train", *TINY, "--workdir=file"], [], "--workdir=file is a file"),
+        (sample, ["--seed=1"], "process 1 has another command than process 0"),
+        (sample, ["--config.sampling.num=3"], "process 1 has another experiment than process 0"),
     ):
-        results = end(begin(tmp_path, *argv))
+        results = end(begin(tmp_path, *argv, of_last=of_last))
         assert [status for status, *_ in results] == [2, 2]
         assert results[0][2].count("\n") == 1 and words in results[0][2] and results[1][2] == ""
 

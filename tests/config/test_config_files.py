@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -65,6 +66,19 @@ def test_overrides_are_read_by_the_type_of_their_field():
     assert config.data.image_size is None
     with pytest.raises(ConfigError, match=r"config.training.steps=None must be an integer"):
         override(base(), ["--config.training.steps=None"])
+
+
+def test_a_decaying_rate_ends_at_the_experiments_number_of_steps():
+    data = describe(read("toy2d"))
+    options = ["--config.model.width=4", "--config.training.steps=400"]
+    falling, constant = (
+        build(read("toy2d", [*options, f"--config.optimizer.decay={decay}"]), data).optimizer
+        for decay in ("linear", "none")
+    )
+    for n, left in ((300, 1 / 4), (400, 0)):
+        memory = optax.tree.set(falling.init(jnp.zeros(1)), count=jnp.int32(n), mu=jnp.ones(1), nu=jnp.ones(1))
+        update, full = (optimizer.update(jnp.ones(1), memory, jnp.zeros(1))[0] for optimizer in (falling, constant))
+        np.testing.assert_allclose(update / full, left, rtol=1e-6)
 
 
 def test_a_recorded_run_comes_back_as_it_was(tmp_path):

@@ -113,6 +113,15 @@ def test_a_split_state_trains_as_a_whole_one_with_dropout_on(wide_run, fsdp):
     chex.assert_trees_all_close(one_metrics, split_metrics, rtol=1e-6)
 
 
+def test_the_gradient_of_a_gathered_loss_is_split_whatever_becomes_of_it():
+    mesh, params = training.make_mesh(fsdp=8), toy.params(width=WIDE)
+    rows, rng = step_randomness(jax.random.key(3), jnp.int32(0), toy.ROWS)
+    losses = toy.loss, training.gathered(toy.loss, mesh)
+    whole, split = (jax.jit(jax.grad(lambda p, f=f: f(p, toy.batch(0), rows, rng).mean()))(params) for f in losses)
+    chex.assert_trees_all_close(whole, jax.device_get(split), rtol=1e-4, atol=1e-3)
+    chex.assert_trees_all_equal(jax.tree.map(lambda g: g.sharding, split), training.state_sharding(mesh, params))
+
+
 def test_split_parameters_draw_the_samples_of_whole_ones(wide_run):
     def net(params, x, t):
         hidden = jnp.tanh(x @ params["in"]["kernel"] + params["in"]["bias"])

@@ -53,7 +53,8 @@ def test_the_first_update_of_a_warm_up_changes_nothing():
 
 
 def test_the_optimizers_tree_does_not_depend_on_what_is_switched_off():
-    full, bare = training.adam(1.0, warmup=3, clip=1.0, weight_decay=0.1), training.adam(1.0)
+    options = {"warmup": 3, "clip": 1.0, "weight_decay": 0.1, "decay": "linear", "steps": 9}
+    full, bare = training.adam(1.0, **options), training.adam(1.0)
     assert jax.tree.structure(full.init(toy.params())) == jax.tree.structure(bare.init(toy.params()))
 
 
@@ -155,6 +156,40 @@ def test_an_average_without_one_sensible_rate_is_refused(options, message):
 def test_an_optimizer_that_cannot_descend_is_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         training.adam(**{"learning_rate": 1e-3} | bad)
+
+
+@pytest.mark.parametrize(
+    ("decay", "left"),
+    [
+        ("none", [1, 1, 1, 1, 1, 1]),
+        ("linear", [1, 3 / 4, 1 / 2, 1 / 4, 1e-9, 0]),
+        ("cosine", [1, (1 + math.sqrt(1 / 2)) / 2, 1 / 2, (1 - math.sqrt(1 / 2)) / 2, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 5e8])
+def test_the_rate_falls_to_nothing_over_the_run_beside_its_warm_up(decay, left, warmup):
+    steps = 10**9
+    scheduled, constant = training.adam(0.5, warmup=warmup, decay=decay, steps=steps), training.adam(0.5)
+    with jax.enable_x64(True):
+        memory = scheduled.init(jnp.zeros(1))
+        for n, factor in zip([0, steps // 4, steps // 2, 3 * steps // 4, steps - 1, steps + 7], left, strict=True):
+            clock = optax.tree.set(memory, count=jnp.int32(n), mu=jnp.ones(1), nu=jnp.ones(1))
+            (update, _), (full, _) = (each.update(jnp.ones(1), clock, jnp.zeros(1)) for each in (scheduled, constant))
+            ramp = min(n / warmup, 1) if warmup else 1
+            np.testing.assert_allclose(update / full, factor * ramp, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decay": "step"}, "decay = 'step' must be one of none, linear, cosine"),
+        ({"decay": "linear"}, "decay = 'linear' .* steps = None"),
+        ({"decay": "cosine", "steps": 0}, "steps = 0"),
+    ],
+)
+def test_a_decay_that_is_unknown_or_never_ends_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        training.adam(1e-3, **options)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
