@@ -21,7 +21,6 @@ from typing import Any
 NETWORKS = {"62 M": "cifar10_ve_ncsnpp_continuous", "107 M": "cifar10_ve_ncsnpp_deep_continuous"}
 MIB = 2**20
 _PROBE = 7  # a batch whose length no other axis has
-_SIDES = (32, 16, 8, 4, 1)
 
 
 def experiment_of(name: str, remat: bool) -> Any:
@@ -55,8 +54,11 @@ def kept(experiment: Any) -> dict[int, float]:
 
 
 def _side(shape: tuple[int, ...]) -> int:
-    """Of images, also padded ones, of groups of their channels, and of their pixels as one axis."""
-    length = shape[1] if len(shape) > 3 else math.isqrt(shape[1]) if len(shape) == 3 else 1
+    """Of images, also padded ones, of groups of their channels, and of their pixels as one axis, also beside heads."""
+    if len(shape) < 3:
+        return 1
+    axes = shape[1:3] if len(shape) > 3 else shape[1:2]
+    length = axes[0] if len(axes) > 1 and max(axes) < 2 * min(axes) else math.isqrt(max(axes))
     return 2 ** int(math.log2(length))
 
 
@@ -107,12 +109,13 @@ def main() -> int:
         for label, name in NETWORKS.items()
         for remat in (False, True)
     ]
-    print("| network | rematerialized | parameters | state | kept of a row: " + " | ".join(f"{s}²" for s in _SIDES))
+    sides = sorted({side for row in found for side in row["kept"]}, reverse=True)
+    print("| network | rematerialized | parameters | state | kept of a row | of", *(f"{side}² |" for side in sides))
     for row in found:
-        sides = [f"{row['kept'].get(side, 0) / MIB:.1f}" for side in _SIDES]
-        total = f"{sum(row['kept'].values()) / MIB:.1f}"
-        size = row["parameters"]
-        print(f"| {row['network']} | {row['remat']} | {size / MIB:.0f} | {4 * size / MIB:.0f} |", *sides, "|", total)
+        sizes = [row["parameters"], 4 * row["parameters"]]
+        kept_mib = [f"{row['kept'].get(side, 0) / MIB:.1f}" for side in sides]
+        cells = [*(f"{size / MIB:.0f}" for size in sizes), f"{sum(row['kept'].values()) / MIB:.1f}", *kept_mib]
+        print(f"| {row['network']} | {row['remat']} |", " | ".join(cells), "|")
     failed = False
     for row in found:
         for one in row["compiled"]:

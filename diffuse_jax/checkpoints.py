@@ -33,10 +33,10 @@ class Checkpoints:
     """The checkpoints in `directory`, which may be empty or absent; a context manager that closes itself.
 
     The writer makes the directory, removes what a killed writer left half done, and keeps the latest `keep` steps and
-    every multiple of `keep_every`; a step is only removed when a later one is whole, or
-    when it is itself saved anew. With `read_only` (sampling,
-    evaluation) nothing on disk is made or removed, and a training run may go on writing meanwhile. With several
-    processes, all of them call `save`, `wait` and `close`. ValueError where `keep` or `keep_every` is less than 1.
+    every multiple of `keep_every`; a step is only removed when a later one is whole, or when it is itself saved anew.
+    With `read_only` (sampling, evaluation) nothing on disk is made or removed, and a training run may go on writing
+    meanwhile. Of several processes all call `save`, `wait`, `close` and `restore`. ValueError where `keep` or
+    `keep_every` is less than 1.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class Checkpoints:
         `abstract` is a tree of arrays or `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it; the arrays are placed by
         `sharding`, one for all or a tree of them, or by the sharding of each leaf, or on this process's first device.
         How many devices and processes wrote the state, and how it was split over them, does not matter.
-        CheckpointError, naming the first leaf that differs, where the stored tree is
-        another; and where the directory, the step or any checkpoint at all is missing, with the steps that exist.
+        CheckpointError, naming the first leaf that differs, where the stored tree is another; and where the directory,
+        the step or any checkpoint at all is missing, with the steps that exist.
         """
         return self._restore(abstract, step, sharding, part=None)
 

@@ -128,7 +128,7 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
             key=experiment.key,
             accumulate=config.training.accumulate,
         ),
-        lambda first, count: prefetch(batches, first, steps, count=count),
+        lambda step, count: prefetch(batches, step, steps, count=count),
         steps=steps,
         mesh=mesh,
         checkpoints=kept,

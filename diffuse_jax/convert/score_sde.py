@@ -135,7 +135,8 @@ _BEFORE = {"bias": "weight", "b": "W"}
 
 
 def named_ema(model_state: Mapping[str, Any], shadow_params: Sequence[Any]) -> dict[str, Any]:
-    """The averaged weights of a PyTorch checkpoint by name: its state["model"] and state["ema"]["shadow_params"].
+    """The averaged weights of a PyTorch checkpoint by name: its `state["model"]` and
+    `state["ema"]["shadow_params"]`.
 
     The list has no names: it is the trained tensors in the order of the state_dict, which `model_state` must have kept.
     The others (`sigmas`, and the frequencies `all_modules.0.W` of Fourier features) are taken from `model_state`.

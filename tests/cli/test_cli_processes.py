@@ -1,15 +1,9 @@
 """The commands in two real processes: the numbers of one, every line once, and an end for all where one fails."""
 
-import contextlib
 import json
-import os
-import pathlib
-import random
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -17,60 +11,20 @@ import jax
 import numpy as np
 import pytest
 from cli_models import TINY, run
+from processes import end, free_port, killed, reached, saved, start
 
 from diffuse_jax.cli import _parser, distributed
 from diffuse_jax.config import ConfigError
 
-ROOT = pathlib.Path(__file__).parents[2]
-DEVICES = 4  # of all processes together
 
-
-def free_port():
-    """Below the ports that the system gives to connections, of which one could take it before process 0 does."""
-    for port in random.sample(range(20_000, 30_000), 100):
-        with socket.socket() as trial, contextlib.suppress(OSError):
-            trial.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port")
-
-
-def begin(folder, *argv, processes=2, of_last=(), where=None, **environment):
-    """`diffuse-jax argv` in so many processes, with DEVICES devices together; `of_last` is given to the last alone."""
-    address, started = f"127.0.0.1:{free_port()}", []
-    for number in range(processes):
-        flags = [f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={number}", "--timeout=30"]
-        more = of_last if number == processes - 1 else ()
-        one = os.environ | {
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'cli'}",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
-        }
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "diffuse_jax", *argv, *more, *(flags if processes > 1 else [])],
-                env=one | environment,
-                cwd=where[number] if where else folder,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return started
-
-
-def end(started, timeout=100):
-    """The exit status, standard output and errors of each; none is left running."""
-    deadline = time.monotonic() + timeout
-    try:
-        for process in started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=deadline - time.monotonic())
-        late = [number for number, process in enumerate(started) if process.poll() is None]
-    finally:
-        for process in started:
-            process.kill()
-    said = [process.communicate() for process in started]
-    assert not late, (late, said)
-    return [(process.returncode, *texts) for process, texts in zip(started, said, strict=True)]
+def begin(*argv, count=2, of_last=(), folders=None):
+    """`diffuse-jax argv` in so many processes; `of_last` is given to the last alone."""
+    address, commands = f"--coordinator=127.0.0.1:{free_port()}", []
+    for number in range(count):
+        flags = [address, f"--num_processes={count}", f"--process_id={number}", "--timeout=30"]
+        more = of_last if number == count - 1 else ()
+        commands.append(["-m", "diffuse_jax", *argv, *more, *(flags if count > 1 else [])])
+    return start(commands, folders)
 
 
 def flags(*argv):
@@ -172,7 +126,7 @@ def test_a_folder_is_waited_for_that_a_file_system_shows_late(monkeypatch, tmp_p
 def test_processes_that_never_meet_end_with_one_line(toy_run, number):
     command = ["sample", f"--workdir={toy_run}", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     began = time.monotonic()
-    ((status, _, said),) = end(begin(toy_run, *command, f"--process_id={number}", "--timeout=3", processes=1))
+    ((status, _, said),) = end(begin(*command, f"--process_id={number}", "--timeout=3", count=1))
     assert status == 2 and said.count("\n") == 1 and "not all processes met within 3 s" in said
     assert time.monotonic() - began < 30
 
@@ -183,7 +137,7 @@ def test_two_processes_draw_and_measure_what_one_does(toy_run, tmp_path):
     shutil.copytree(toy_run, two)
     for command in (["sample", "--num=11", "--trajectory"], ["likelihood", "--num=9"], ["evaluate"]):
         assert run(*command, f"--workdir={toy_run}") == 0
-        first, second = end(begin(tmp_path, *command, f"--workdir={two}"))
+        first, second = end(begin(*command, f"--workdir={two}"))
         assert first[0] == second[0] == 0, (first, second)
         assert "written" not in second[1] and not second[2], second
     for name in ("samples.npz", "likelihood.npz"):
@@ -198,36 +152,25 @@ def test_two_processes_draw_and_measure_what_one_does(toy_run, tmp_path):
     assert (two / "trajectory.gif").exists() and not list(two.glob(".seen*"))
 
 
-def checkpoint(folder):
-    """The largest step that is saved."""
-    path = folder / "checkpoints"
-    return max([int(p.name) for p in path.iterdir() if p.name.isdigit()], default=0) if path.is_dir() else 0
-
-
-SELDOM = "--config.training.checkpoint_every=40"
-LONG = ["--config.training.steps=200", "--config.training.sample_every=0"]
+LONG = [*TINY, "--config.training.sample_every=0", "--config.training.steps=100000"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_killed_run_goes_on_in_another_number_of_processes(tmp_path, before, after):
     """Trained by the command, with its state split in two processes; the end is that of a run left alone."""
-    argv = ["train", *TINY, "--config.model.width=64", *LONG]
-    split = {1: "--config.training.fsdp=1", 2: "--config.training.fsdp=2"}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ((status, _, said),) = end(begin(tmp_path, *argv, f"--workdir={whole}", processes=1))
+    argv = ["train", *LONG, "--config.model.width=64", "--config.training.steps=200"]
+    alone, other = tmp_path / "alone", tmp_path / "other"
+    ((status, _, said),) = end(begin(*argv, f"--workdir={alone}", count=1))
     assert status == 0, said
-    started = begin(tmp_path, *argv, f"--workdir={killed}", split[before], processes=before)
-    while checkpoint(killed) < 20:
-        assert all(process.poll() is None for process in started)
-        time.sleep(0.01)
-    for process in started:
-        process.kill()
-    assert {status for status, *_ in end(started)} == {-signal.SIGKILL} and 20 <= checkpoint(killed) < 200
-    results = end(begin(tmp_path, *argv, f"--workdir={killed}", split[after], processes=after))
+    started = begin(*argv, f"--workdir={other}", f"--config.training.fsdp={before}", count=before)
+    with killed(started):
+        reached(other, 20, started)
+    assert {status for status, *_ in end(started)} == {-signal.SIGKILL} and 20 <= saved(other)[-1] < 200
+    results = end(begin(*argv, f"--workdir={other}", f"--config.training.fsdp={after}", count=after))
     assert [status for status, *_ in results] == [0] * after, results
     assert "going on from step" in results[0][2] and all("step" not in said for _, _, said in results[1:])
-    lines = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (whole, killed)]
+    lines = [[json.loads(line) for line in (x / "metrics.jsonl").read_text().splitlines()] for x in (alone, other)]
     assert [line["step"] for line in lines[1]] == list(range(4, 201, 4))
     for name in ("loss", "heldout_loss"):
         np.testing.assert_allclose([x[name] for x in lines[0]], [x[name] for x in lines[1]], rtol=1e-4, err_msg=name)
@@ -239,16 +182,16 @@ def test_a_mistake_is_told_once_and_ends_both(toy_run, tmp_path):
     sample = ["sample", f"--workdir={toy_run}"]
     for argv, of_last, words in (
         (
-            ["train", *TINY, "--workdir=run", "--config.training.batch_size=6"],
+            ["train", *TINY, f"--workdir={tmp_path / 'run'}", "--config.training.batch_size=6"],
             [],
             "batch_size = 6 does not split evenly",
         ),
         ([*sample, "--label=3"], [], "trained without labels"),
-        (["train", *TINY, "--workdir=file"], [], "--workdir=file is a file"),
+        (["train", *TINY, f"--workdir={tmp_path / 'file'}"], [], "/file is a file"),
         (sample, ["--seed=1"], "process 1 has another command than process 0"),
         (sample, ["--config.sampling.num=3"], "process 1 has another experiment than process 0"),
     ):
-        results = end(begin(tmp_path, *argv, of_last=of_last))
+        results = end(begin(*argv, of_last=of_last))
         assert [status for status, *_ in results] == [2, 2]
         assert results[0][2].count("\n") == 1 and words in results[0][2] and results[1][2] == ""
 
@@ -261,18 +204,29 @@ def test_a_process_that_does_not_see_the_folder_of_the_run_is_named(toy_run, tmp
     folders[1].mkdir()
     if command == "train":  # a folder of that name, and not the same one
         shutil.copytree(toy_run, folders[1] / "run")
-    first, second = end(begin(tmp_path, command, "--workdir=run", where=folders))
+    first, second = end(begin(command, "--workdir=run", folders=folders))
     assert first[0] == second[0] == 2 and first[2].count("\n") == 1 and second[2] == "", (first, second)
     assert "process 1" in first[2] and "--workdir=run" in first[2]
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_soon(tmp_path):
-    argv = ["train", *TINY, "--config.training.steps=100000", "--config.training.sample_every=0", SELDOM]
-    started = begin(tmp_path, *argv, f"--workdir={tmp_path / 'run'}")
-    while checkpoint(tmp_path / "run") < 40:
-        time.sleep(0.01)
-    started[1].kill()
-    (status, _, said), _ = end(started, timeout=40)
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_to_one_process_ends_the_command_in_all_with_its_step_saved(tmp_path, number):
+    started = begin("train", *LONG, "--config.training.checkpoint_every=40", f"--workdir={tmp_path}")
+    reached(tmp_path, 40, started)
+    started[number].send_signal(signal.SIGTERM)
+    first, second = end(started)
+    assert first[0] == second[0] == 130, (first, second)
+    assert f"stopped at step {saved(tmp_path)[-1]} of 100000" in first[1] and "stopped" not in second[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_process_ends_the_other_soon(tmp_path, number):
+    started = begin("train", *LONG, "--config.training.checkpoint_every=40", f"--workdir={tmp_path}")
+    reached(tmp_path, 40, started)
+    started[number].kill()
+    status, _, said = end(started, timeout=60)[1 - number]
     # The computation broke off, or a checkpoint; or it waited for a sign of life, and the last word is JAX's.
-    assert status != 0 and ("error: process 0: " in said or "another task died" in said)
+    assert status not in (0, -signal.SIGKILL)
+    assert any(words in said for words in (f"error: process {1 - number}: ", "another task died", "fatal errors")), said

@@ -51,14 +51,15 @@ def test_a_step_of_a_split_state_gathers_each_array_once_and_holds_its_share():
     assert set(sent) == {"all-gather", "all-reduce"}  # a CPU has no reduce-scatter
     shares = jax.tree.map(lambda leaf, place: 4 * math.prod(place.shard_shape(leaf.shape)), abstract, placed)
     share, whole = sum(jax.tree.leaves(shares)), sum(4 * leaf.size for leaf in jax.tree.leaves(abstract))
-    assert program.memory_analysis().argument_size_in_bytes == share + 16 * 64 // 8
-    assert share < whole / 2
+    memory = program.memory_analysis()
+    assert memory.argument_size_in_bytes == share + 16 * 64 // 8
+    assert memory.alias_size_in_bytes == share < whole / 2  # the new state takes the place of the old one
 
 
 def test_results_of_operations_between_devices_are_counted_in_bytes():
     program = """
       %a = (f32[2,3]{1,0}, bf16[4]{0}) all-reduce(%x, %y), replica_groups={}
-      %b = u8[] all-gather-start(%z)
+      %b = ((f32[2]{0}, u8[1]{0}), (f32[16]{0}, u8[8]{0})) all-gather-start(%z, %w)
       %c = f32[5]{0} add(%all-reduce.1, %d)
     """
-    assert scaling.collectives(program) == {"all-reduce": (1, 4 * 6 + 2 * 4), "all-gather": (1, 1)}
+    assert scaling.collectives(program) == {"all-reduce": (1, 4 * 6 + 2 * 4), "all-gather": (1, 4 * 16 + 8)}

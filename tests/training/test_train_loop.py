@@ -183,18 +183,22 @@ def test_lines_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
     drop_lines_after(tmp_path / "absent", 4)
 
 
-def test_a_run_is_traced_once_from_a_state_on_one_device():
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # of another layout than the state's
+@pytest.mark.parametrize("fsdp", [1, 8])
+def test_a_run_is_traced_once_and_lays_its_state_as_the_rule_says(fsdp):
+    """From a state on one device, of arrays that are large enough to be split."""
     chex.clear_trace_counter()
 
     @chex.assert_max_traces(n=1)
     def step(state, batch):
         return toy.step()(state, batch)
 
-    mesh = training.make_mesh()
-    outcome = training.fit(
-        toy.state(), step, toy.feed, steps=8, mesh=mesh, steps_per_call=2, log_every=4, progress=False
-    )
+    mesh, state = training.make_mesh(fsdp=fsdp), toy.state(width=1024)
+    placed = training.state_sharding(mesh, state)
+    outcome = training.fit(state, step, toy.feed, steps=8, mesh=mesh, steps_per_call=2, log_every=4, progress=False)
     assert int(outcome.state.step) == 8
+    chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf.sharding, outcome.state), placed)
+    assert placed.ema["in"]["kernel"].is_fully_replicated == (fsdp == 1)
 
 
 def test_the_batches_are_closed_however_the_run_ends(fit):

@@ -1,11 +1,10 @@
 """A two-layer network on random rows: small enough to train in a test, with all the randomness of the real thing.
 
-As a program, `python toy_training.py WORKDIR STEPS [WIDTH FSDP]` trains it from the last checkpoint in WORKDIR, slowly,
-and writes the final state's bytes to WORKDIR/final.npz; JAX_NUM_PROCESSES and its kin make it one of several processes,
-and each that is interrupted writes the step to WORKDIR/stopped.PROCESS.
+As a program, `python toy_training.py WORKDIR STEPS [WIDTH FSDP [ADDRESS COUNT NUMBER]]` trains it from the last
+checkpoint in WORKDIR, slowly, and writes the final state's bytes to WORKDIR/final.npz. With an address it is one of so
+many processes. Each that is interrupted writes the step to WORKDIR/stopped.NUMBER.
 """
 
-import os
 import pathlib
 import sys
 import time
@@ -81,11 +80,11 @@ def feed(
         start += count
 
 
-def main(workdir: str, steps: str, width: str = "8", fsdp: str = "1") -> None:
-    if "JAX_NUM_PROCESSES" in os.environ:
-        number, count = (int(os.environ[f"JAX_{name}"]) for name in ("PROCESS_ID", "NUM_PROCESSES"))
-        jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(num_processes=count, process_id=number, initialization_timeout=60)
+def main(workdir: str, steps: str, width: str = "8", fsdp: str = "1", *who: str) -> None:
+    if who:
+        address, count, number = who
+        jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+        jax.distributed.initialize(address, int(count), int(number), initialization_timeout=60)
     dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
     mesh = training.make_mesh(fsdp=int(fsdp))
     create = partial(state, dtype, int(width))
