@@ -2,7 +2,7 @@
 
 `convolve` is `lax.conv_general_dilated`, and so are its derivatives wherever XLA has a library of convolutions. On a
 CPU XLA computes the gradient of the kernel as a convolution with a kernel the size of the image, at half the speed of
-its matrix products (in a loop's body, by a path some fifty times slower yet). Here it is one product: a k × k kernel
+its matrix products (in a loop's body, by a path some fifty times slower yet). Here it is such products: a k × k kernel
 with p = (k − 1)/2 has the gradient
 
     gradient[i, j] = Σ over images and pixels (y, x) of input[y + i − p, x] ⊗ cotangent[y, x + p − j]
@@ -37,6 +37,8 @@ def _spread(a: jax.Array, axes: set[str]) -> jax.Array:
 
 
 def _library(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    if kernel.shape[0] == 1:
+        return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -44,33 +46,36 @@ def _to_input(cotangent: jax.Array, x: Any, kernel: jax.Array) -> jax.Array:
     return lax.platform_dependent(
         cotangent,
         kernel,
-        cpu=lambda ct, kernel: convolve(ct, jnp.swapaxes(kernel[::-1, ::-1], 2, 3)),
+        cpu=lambda ct, kernel: convolve(lax.optimization_barrier(ct), jnp.swapaxes(kernel[::-1, ::-1], 2, 3)),
         default=lambda ct, kernel: jax.linear_transpose(lambda x: _library(x, kernel), x.aval)(ct)[0],
     )
 
 
 def _to_kernel(cotangent: jax.Array, x: jax.Array, kernel: Any) -> jax.Array:
-    size = kernel.aval.shape[0]
     return lax.platform_dependent(
         cotangent,
         x,
-        cpu=lambda ct, x: _products(ct, x, size),
+        cpu=lambda ct, x: _products(ct, x, kernel.aval.shape[0]),
         default=lambda ct, x: jax.linear_transpose(lambda kernel: _library(x, kernel), kernel.aval)(ct)[0],
     )
 
 
 def _products(cotangent: jax.Array, x: jax.Array, k: int) -> jax.Array:
-    """The gradient of the kernel, (k, k, c, features), as the head of this module says. Pixels are ordered by row,
-    image, column, so that a shift by rows is a slice. The images' axis stays one, along which devices may split it."""
+    """The gradient of the kernel, (k, k, c, features), as the head of this module says: a product for each i, of all j.
+    Pixels are ordered by row, image, column, so that a shift by rows is a slice. The images' axis stays one, along
+    which devices may split it."""
+    # The barriers keep operands as they are laid out here, since products of other layouts take twice as long, and keep
+    # XLA from computing them anew in a second layout: in a residual network a cotangent is a sum over all later blocks.
+    cotangent, x = lax.optimization_barrier((cotangent, x))
+    if k == 1:
+        return lax.dot_general(x, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))[None, None]
     p, (_, h, w, c), features = k // 2, x.shape, cotangent.shape[-1]
     rows = jnp.pad(x.transpose(3, 1, 0, 2), ((0, 0), (p, p), (0, 0), (0, 0)))
-    rows = jnp.concatenate([rows[:, i : i + h] for i in range(k)])
     columns = jnp.pad(cotangent.transpose(1, 0, 2, 3), ((0, 0), (0, 0), (p, p), (0, 0)))
     columns = jnp.concatenate([columns[:, :, 2 * p - j : 2 * p - j + w] for j in range(k)], axis=-1)
-    # The barrier keeps the operands as they are laid out here: a product of other layouts takes twice as long.
-    rows, columns = lax.optimization_barrier((rows, columns))
-    product = lax.dot_general(rows, columns, (((1, 2, 3), (0, 1, 2)), ((), ())))
-    return product.reshape(k, c, k, features).transpose(0, 2, 1, 3)
+    *shifted, columns = lax.optimization_barrier((*(rows[:, i : i + h] for i in range(k)), columns))
+    products = [lax.dot_general(rows, columns, (((1, 2, 3), (0, 1, 2)), ((), ()))) for rows in shifted]
+    return jnp.stack(products).reshape(k, c, k, features).transpose(0, 2, 1, 3)
 
 
 def _batched(args: tuple[jax.Array, jax.Array], axes: tuple[Any, Any]) -> tuple[jax.Array, int]:
