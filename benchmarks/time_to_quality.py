@@ -49,6 +49,7 @@ def trained(experiment: Any, dataset: Any, at: Sequence[int], began: float) -> I
     """(step, seconds of the steps, seconds since `began`, averaged parameters) at the steps `at`; the consumer's own
     time is not counted."""
     import jax
+    import numpy as np
 
     from diffuse_jax.data import Batches, prefetch
     from diffuse_jax.training import compile_step, global_batch, make_mesh, state_sharding, train_step
@@ -60,20 +61,20 @@ def trained(experiment: Any, dataset: Any, at: Sequence[int], began: float) -> I
     sharding = state_sharding(mesh, jax.eval_shape(experiment.create_state))
     state = jax.jit(experiment.create_state, out_shardings=sharding)()
     batches = Batches(dataset.train, config.training.batch_size, config.seed)
-    first = global_batch(mesh, {name: rows[None] for name, rows in batches[0].items()}, scanned=True)
+    together = config.training.steps_per_call
+    first = {name: np.stack([rows] * together) for name, rows in batches[0].items()}
     compiled: Any = compile_step(update, mesh, sharding)
-    step = compiled.lower(state, first).compile()
+    step = compiled.lower(state, global_batch(mesh, first, scanned=True)).compile()
     jax.block_until_ready(state)
     before, seconds = time.perf_counter() - began, 0.0
     clock = time.perf_counter()
-    for index, batch in prefetch(batches, 0, max(at), count=1):
+    for index, batch in prefetch(batches, 0, max(at), count=together):
         state, metrics = step(state, global_batch(mesh, batch, scanned=True))
-        if index % 2:  # never far ahead of the device, as in `fit`
-            jax.block_until_ready(metrics)
-        if index + 1 in at:
+        jax.block_until_ready(metrics)  # never far ahead of the device, as in `fit`
+        if index + together in at:
             jax.block_until_ready(state)
             seconds += time.perf_counter() - clock
-            yield index + 1, seconds, before + seconds, state.ema
+            yield index + together, seconds, before + seconds, state.ema
             clock = time.perf_counter()
 
 

@@ -26,6 +26,7 @@ _CONFIG = "config.json"
 # What may change when a run goes on: how long it lasts, how often it does what, and what is done with its network.
 _FREE_SECTIONS = ("sampling", "evaluation")
 _FREE_FIELDS = (
+    "model.attention",
     "training.steps",
     "training.accumulate",
     "training.fsdp",

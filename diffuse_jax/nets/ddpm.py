@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffuse_jax.nets.attention import Implementation
 from diffuse_jax.nets.layers import (
     Embedding,
     Style,
@@ -25,8 +26,8 @@ class DDPM(nn.Module):
     is in attn_resolutions. The image is halved and doubled by nearest pixel and 2×2 mean, or with a convolution if
     `resamp_with_conv`. t is a label in 0..num_scales − 1, embedded by position unless `conditional` is False.
     `scale_by_sigma` divides the output by entry ⌊t⌋ of the geometric table of num_scales levels from sigma_max down to
-    sigma_min. `centered=False` says that x lies in [0, 1] and maps it to 2x − 1. `num_classes`, `dtype` and `remat`
-    are those of `NCSNpp`. A value that cannot work raises ValueError when the module is made.
+    sigma_min. `centered=False` says that x lies in [0, 1] and maps it to 2x − 1. `num_classes`, `dtype`, `attention`
+    and `remat` are those of `NCSNpp`. A value that cannot work raises ValueError when the module is made.
     """
 
     nf: int = 128
@@ -44,6 +45,7 @@ class DDPM(nn.Module):
     num_scales: int = 1000
     num_classes: int | None = None
     dtype: Any = jnp.float32
+    attention: Implementation = "xla"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class DDPM(nn.Module):
     def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """x (batch, h, w, c), t (batch,), cond None or integer labels (batch,), as `NCSNpp`: float32 of x's shape."""
         check_inputs(self, x, t, "ch_mult", len(self.ch_mult) - 1)
-        style = Style(self.nonlinearity, self.dropout, group_size=1, dtype=self.dtype)
+        style = Style(self.nonlinearity, self.dropout, group_size=1, dtype=self.dtype, attention=self.attention)
         embed = Embedding(4 * self.nf, style.act, self.num_classes, name="embedding")
         features = positional_features(t.astype(jnp.float32), self.nf) if self.conditional else None
         temb = embed(features, cond, x.shape[0])

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffuse_jax.nets.attention import Implementation
 from diffuse_jax.nets.edm_unet import DHARIWAL, SONG, EDMStyle, Role, UNet, dense
 from diffuse_jax.nets.layers import (
     FourierFeatures,
+    check_attention,
     check_dtype,
     check_inputs,
     check_probability,
@@ -40,9 +42,9 @@ class SongUNet(nn.Module):
     the class vector and one of the augmentation's, into an MLP of width model_channels·channel_mult_emb.
     `encoder_type`, `decoder_type`: see `UNet`. `resample_filter` is a separable filter of even length. `label_dropout`
     is the chance that training hides a class. `out_channels=None`: as many as the image has. `dtype` is the type of
-    convolutions and attention products (parameters, norms, softmax, embedding and output stay float32); `remat`
-    recomputes blocks in the backward pass to save memory. A value that cannot work raises ValueError when the module is
-    made.
+    convolutions and attention products (parameters, norms, softmax, embedding and output stay float32); `attention`
+    "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat` recomputes blocks in the backward pass to save
+    memory. A value that cannot work raises ValueError when the module is made.
     """
 
     img_resolution: int | None = None
@@ -62,6 +64,7 @@ class SongUNet(nn.Module):
     decoder_type: Literal["standard", "skip"] = "standard"
     resample_filter: tuple[float, ...] = (1, 1)
     dtype: Any = jnp.float32
+    attention: Implementation = "xla"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -108,7 +111,7 @@ class SongUNet(nn.Module):
         embedding = nn.silu(dense(embedding, SONG, width, "dense_1"))
         taps = tuple(self.resample_filter)
         return UNet(
-            dataclasses.replace(SONG, dropout=self.dropout, taps=taps, dtype=self.dtype),
+            dataclasses.replace(SONG, dropout=self.dropout, taps=taps, dtype=self.dtype, attention=self.attention),
             self.model_channels,
             tuple(self.model_channels * mult for mult in self.channel_mult),
             self.num_blocks,
@@ -142,6 +145,7 @@ class ADM(nn.Module):
     dropout: float = 0.1
     label_dropout: float = 0.0
     dtype: Any = jnp.float32
+    attention: Implementation = "xla"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -174,7 +178,7 @@ class ADM(nn.Module):
             embedding += nn.Dense(width, use_bias=False, kernel_init=normal, name="classes")(label)
         widths = tuple(self.model_channels * mult for mult in self.channel_mult)
         return UNet(
-            dataclasses.replace(DHARIWAL, dropout=self.dropout, dtype=self.dtype),
+            dataclasses.replace(DHARIWAL, dropout=self.dropout, dtype=self.dtype, attention=self.attention),
             widths[0],
             widths,
             self.num_blocks,
@@ -213,6 +217,7 @@ def _check_fields(net: Any) -> None:
     heights_ok = all(whole(height) for height in net.attn_resolutions)
     require(heights_ok, "attn_resolutions", net.attn_resolutions, "a tuple of image heights")
     check_dtype(net)
+    check_attention(net)
 
 
 def _attention_levels(net: Any, x: jax.Array) -> tuple[bool, ...]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax.nets import fir
+from diffuse_jax.nets.attention import Implementation, attend
 from diffuse_jax.nets.layers import ResampleConv, Resampling, Style, mean_pool, repeat, same_size
 
 Role = Literal["open", "attention", "close"]
@@ -46,7 +47,7 @@ class EDMStyle:
     `adaptive`: the embedding scales and shifts the second normalised activation, else it is added before that
     normalisation. `rescale` divides every sum of two branches by √2. `head_size` is the channels of an attention head
     (None: one head). `project` puts a 1×1 convolution into the shortcut also where only the image's size changes.
-    `taps` are the resampling filter's.
+    `taps` are the resampling filter's. `attention`: see `attend`.
     """
 
     adaptive: bool
@@ -58,6 +59,7 @@ class EDMStyle:
     dropout: float = 0.0
     taps: tuple[float, ...] = (1, 1)
     dtype: Any = jnp.float32
+    attention: Implementation = "xla"
 
     def heads(self, channels: int) -> int:
         return 1 if self.head_size is None else channels // self.head_size
@@ -131,9 +133,7 @@ class Attention(nn.Module):
         size = channels // heads
         h = norm(x, style, "norm").astype(style.dtype).reshape(b, height * width, channels)
         qkv = dense(h, style, 3 * channels, "qkv", "attention").reshape(b, height * width, 3, heads, size)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        logits = jnp.einsum("bqnc,bknc->bnqk", q, k, preferred_element_type=jnp.float32) * size**-0.5
-        h = jnp.einsum("bnqk,bknc->bqnc", nn.softmax(logits).astype(style.dtype), v)
+        h = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], style.attention)
         h = dense(h.reshape(b, height * width, channels), style, channels, "out", "close")
         return style.merge(x, h.reshape(x.shape))
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffuse_jax.nets import fir
+from diffuse_jax.nets.attention import IMPLEMENTATIONS, Implementation, attend
 from diffuse_jax.nets.convolution import convolve
 from diffuse_jax.nets.dropout import dropout
 
@@ -34,7 +35,8 @@ class Style:
 
     `max_groups` bounds the groups of a normalisation, of at least `group_size` channels each. `fir_kernel=None`
     resamples by the nearest pixel and the 2×2 mean. `skip_rescale` divides every sum of two branches by √2.
-    `init_scale` scales the variance of the kernel that closes a branch at the start of training.
+    `init_scale` scales the variance of the kernel that closes a branch at the start of training. `attention`: see
+    `attend`.
     """
 
     nonlinearity: str
@@ -45,6 +47,7 @@ class Style:
     init_scale: float = 0.0
     fir_kernel: tuple[float, ...] | None = None
     dtype: Any = jnp.float32
+    attention: Implementation = "xla"
 
     def act(self, x: jax.Array) -> jax.Array:
         return NONLINEARITIES[self.nonlinearity](x)
@@ -197,12 +200,11 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         b, height, width, c = x.shape
         dtype = self.style.dtype
-        h = group_norm(x, self.style, "norm").astype(dtype).reshape(b, height * width, c)
+        h = group_norm(x, self.style, "norm").astype(dtype).reshape(b, height * width, 1, c)
         q, k, v = (pointwise(c, dtype, name)(h) for name in ("query", "key", "value"))
-        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
-        weights = nn.softmax(logits).astype(dtype)
-        h = pointwise(c, dtype, "out", scale=self.style.init_scale)(weights @ v)
-        return self.style.merge(x, h.reshape(x.shape))
+        h = attend(q, k, v, self.style.attention)
+        h = pointwise(c, dtype, "out", scale=self.style.init_scale)(h.reshape(x.shape))
+        return self.style.merge(x, h)
 
 
 class Combine(nn.Module):
@@ -325,6 +327,10 @@ def check_dtype(net: Any) -> None:
     require(floating, "dtype", net.dtype, "a floating-point type such as jnp.bfloat16")
 
 
+def check_attention(net: Any) -> None:
+    require(net.attention in IMPLEMENTATIONS, "attention", net.attention, f"one of {IMPLEMENTATIONS}")
+
+
 def check_unet(net: Any) -> None:
     """Raises ValueError for a field that both U-Nets have and that cannot work."""
     make_tuple(net, "ch_mult")
@@ -343,6 +349,7 @@ def check_unet(net: Any) -> None:
     classes_ok = net.num_classes is None or (whole(net.num_classes) and net.num_classes > 0)
     require(classes_ok, "num_classes", net.num_classes, "None or a positive integer")
     check_dtype(net)
+    check_attention(net)
 
 
 def check_inputs(net: Any, x: jax.Array, t: jax.Array, field: str, halvings: int) -> None:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffuse_jax.nets.attention import Implementation
 from diffuse_jax.nets.layers import (
     Embedding,
     FourierFeatures,
@@ -46,8 +47,9 @@ class NCSNpp(nn.Module):
     the output by σ: t itself, or for "positional" entry ⌊t⌋ of the geometric table of num_scales levels from sigma_max
     down to sigma_min. `centered=False` says that x lies in [0, 1] and maps it to 2x − 1. `num_classes` adds class
     labels (see __call__). `dtype` is the type of the convolutions and attention products (parameters, norms, softmax,
-    embeddings and output stay float32); `remat` recomputes residual blocks in the backward pass to save memory.
-    A value that cannot work raises ValueError when the module is made.
+    embeddings and output stay float32); `attention` "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat`
+    recomputes residual blocks in the backward pass to save memory. A value that cannot work raises ValueError when the
+    module is made.
     """
 
     nf: int = 128
@@ -75,6 +77,7 @@ class NCSNpp(nn.Module):
     num_scales: int = 1000
     num_classes: int | None = None
     dtype: Any = jnp.float32
+    attention: Implementation = "xla"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -111,6 +114,7 @@ class NCSNpp(nn.Module):
             init_scale=self.init_scale,
             fir_kernel=self.fir_kernel if self.fir else None,
             dtype=self.dtype,
+            attention=self.attention,
         )
         embed = Embedding(4 * self.nf, style.act, self.num_classes, name="embedding")
         temb = embed(features if self.conditional else None, cond, x.shape[0])

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffuse_jax.nets import fir
+from diffuse_jax.nets.attention import Implementation
 from diffuse_jax.nets.layers import (
     Embedding,
     FourierFeatures,
     Resampling,
+    check_attention,
     check_dtype,
     check_inputs,
     check_probability,
@@ -67,8 +69,9 @@ class UNet2D(nn.Module):
     do so; `attention_head_dim=None` makes one head. `time_embedding_type`: "positional" reads a label t, "learned" an
     integer one below `num_train_timesteps`, "fourier" a noise level σ, by which the output is divided. Classes:
     `num_classes` labels; or with `class_embed_type` "timestep" numbers that are embedded like a time, with "identity"
-    vectors of the embedding's width. `dtype` is the type of the convolutions and attention products; `remat`
-    recomputes residual blocks in the backward pass. A value that cannot work raises ValueError when the module is made.
+    vectors of the embedding's width. `dtype` is the type of the convolutions and attention products;
+    `attention` "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat` recomputes residual blocks in the
+    backward pass. A value that cannot work raises ValueError when the module is made.
     """
 
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
@@ -98,6 +101,7 @@ class UNet2D(nn.Module):
     centered: bool = True
     num_classes: int | None = None
     dtype: Any = jnp.float32
+    attention: Implementation = "xla"
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -175,7 +179,7 @@ class UNet2D(nn.Module):
     @nn.nowrap
     def _style(self) -> UNet2DStyle:
         scale_shift = self.resnet_time_scale_shift == "scale_shift"
-        return UNet2DStyle(self.act_fn, self.dropout, self.norm_eps, scale_shift, self.dtype)
+        return UNet2DStyle(self.act_fn, self.dropout, self.norm_eps, scale_shift, self.dtype, self.attention)
 
     @nn.nowrap
     def _groups(self, kind: Kind | None, channels: int) -> int:
@@ -336,6 +340,7 @@ def _check(net: UNet2D) -> None:
     both = net.class_embed_type is not None and net.num_classes is not None
     require(not both, "num_classes", net.num_classes, f"None where class_embed_type is {net.class_embed_type!r}")
     check_dtype(net)
+    check_attention(net)
     _check_pyramids(net)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax.nets import fir
+from diffuse_jax.nets.attention import Implementation, attend
 from diffuse_jax.nets.layers import Resampling, conv, init_kernel, mean_pool, pointwise, repeat
 
 #: Taps of the filter with which blocks with an image pyramid resample.
@@ -63,6 +64,7 @@ class UNet2DStyle:
     norm_eps: float
     scale_shift: bool
     dtype: Any
+    attention: Implementation
 
     def act(self, x: jax.Array) -> jax.Array:
         return ACTIVATIONS[self.act_fn](x)
@@ -145,7 +147,6 @@ class HeadAttention(nn.Module):
             pointwise(heads * self.head_dim, dtype, name)(h).reshape(b, -1, heads, self.head_dim)
             for name in ("query", "key", "value")
         )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * self.head_dim**-0.5
-        h = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(logits).astype(dtype), v).reshape(b, height * width, -1)
+        h = attend(q, k, v, self.style.attention).reshape(b, height * width, -1)
         h = pointwise(c, dtype, "out", scale=0.0)(h).reshape(x.shape)
         return (x + h) / self.divisor

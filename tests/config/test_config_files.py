@@ -91,6 +91,16 @@ def test_a_recorded_run_comes_back_as_it_was(tmp_path):
     assert override(stored, ["--config.data.channels=1"]).data.channels == 1
 
 
+def test_a_run_may_go_on_with_another_kernel_of_attention_but_not_with_another_network(tmp_path):
+    config = read("digits")
+    write_run(tmp_path, config, describe(config))
+    config.model.attention = "cudnn"
+    check_fits(config, describe(config), tmp_path)
+    config.model.nf = 8
+    with pytest.raises(ConfigError, match=r"another experiment: config.model.nf was \d+ and is 8\. Give"):
+        check_fits(config, describe(config), tmp_path)
+
+
 @pytest.mark.parametrize("fields", [{"widths": [8, 8]}, {"widths": (8, 8)}])
 def test_fields_of_ones_own_are_recorded_and_compared(tmp_path, fields):
     config = base()

@@ -1,0 +1,33 @@
+"""Attention between all pixels of an image."""
+
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+__all__ = ["IMPLEMENTATIONS", "Implementation", "attend"]
+
+Implementation = Literal["xla", "cudnn"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Implementation = "xla") -> jax.Array:
+    """softmax(q·k/√c)·v in each head, with q, k and v (batch, pixels, heads, c) of one type, which the result has; the
+    softmax is in float32.
+
+    "xla" makes it of ordinary operations. "cudnn" is NVIDIA's fused kernel, which keeps no pixels × pixels array: for
+    float16 and bfloat16 and c a multiple of 8 up to 128 (256 from compute capability 9.0), and without derivatives in
+    forward mode. ValueError where it is asked for on another platform or in another type; JAX's own NotImplementedError
+    for other c.
+    """
+    if implementation == "cudnn":
+        platform = jax.default_backend()
+        if platform != "gpu" or q.dtype not in (jnp.float16, jnp.bfloat16):
+            raise ValueError(
+                f"attention='cudnn' needs an NVIDIA GPU and dtype bfloat16 or float16; got {platform} and {q.dtype}: "
+                "set attention to 'xla', or the dtype to bfloat16"
+            )
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    return jnp.einsum("bhqk,bkhc->bqhc", nn.softmax(logits).astype(v.dtype), v)
