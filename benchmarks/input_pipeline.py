@@ -2,7 +2,7 @@
 
 Batches as training reads them, `data.prefetch` over `data.Batches`, each put on the device as training does, of
 
-    digits     1,617 images 8×8×1 in memory, batch 64
+    digits     1,617 images 8×8×1 in memory, batch 64, 10 steps a call
     toy2d      50,000 points in the plane in memory, batch 512, 50 steps a call
     arrays     50,000 images 32×32×3 in memory, batch 128
     png        a folder of 4,000 PNGs of 32×32×3, batch 128
@@ -22,7 +22,6 @@ import io
 import json
 import os
 import pathlib
-import platform
 import sys
 import tempfile
 import time
@@ -31,10 +30,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from machine import this_machine
 from PIL import Image
 
 from diffuse_jax.config import build, load_data, read
-from diffuse_jax.data import Batches, Source, from_arrays, load_dataset, prefetch
+from diffuse_jax.data import Batches, Source, from_arrays, load_dataset, prefetch, stack
 from diffuse_jax.data.folder import folder
 from diffuse_jax.training import compile_step, global_batch, make_mesh, replicated, train_step
 
@@ -99,7 +99,7 @@ def consumed(name: str) -> float:
     mesh, count = make_mesh(), config.training.steps_per_call
     call = compile_step(update, mesh)
     batches = Batches(load_data(config).train, config.training.batch_size, 0)
-    batch = global_batch(mesh, next(iter(prefetch(batches, 0, count, count=count)))[1], scanned=True)
+    batch = global_batch(mesh, stack(batches, 0, count), scanned=True)
     # Placed as the step returns it, or the second call would be compiled anew.
     state = jax.jit(experiment.create_state, out_shardings=replicated(mesh))()
 
@@ -153,8 +153,9 @@ def prepared_folder(root: pathlib.Path, images: np.ndarray) -> str:
 
 
 def cases(root: pathlib.Path) -> Iterator[Case]:
-    yield Case("digits", load_dataset("digits").train, 64, 1, "digits")
-    yield Case("toy2d", load_dataset("checkerboard").train, 512, 50, "toy2d")
+    for name in ("digits", "toy2d"):
+        config = read(name)
+        yield Case(name, load_data(config).train, config.training.batch_size, config.training.steps_per_call, name)
     images = pictures(IMAGES)
     many = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
     yield Case("arrays", from_arrays(many, holdout=0).train, 128, 1, "cifar10")
@@ -189,7 +190,7 @@ def main() -> int:
                 row["rows"] = rate(lambda i, batches=batches: batches[i], case.batch_size)
             rows.append(row | {"consumed_here": here.get(case.consumer), "consumed_h100": h100.get(case.consumer)})
             print(f"{case.name}: {rows[-1]['delivered']:,.0f} images/s", file=sys.stderr, flush=True)
-    device = f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
+    device = this_machine()
     print(f"{device}\n\n| source | on the device | order, one core | rows, one core | training here | one H100 |")
     print("|---|---|---|---|---|---|")
     text = lambda number: "–" if number is None else f"{number:,.0f}"  # noqa: E731

@@ -11,9 +11,7 @@ waited for, `--calls` of them or as many as the solver makes, whichever is less.
 
 import argparse
 import json
-import os
 import pathlib
-import platform
 import statistics
 import sys
 import time
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from machine import this_machine
 
 from diffuse_jax import solvers, times
 from diffuse_jax.config import DataInfo, build, read
@@ -118,7 +117,7 @@ def main() -> int:
     net = NETS[args.net]
     batch = args.batch or net.batch
     found = measured(net, args.solvers or list(net.methods), batch, args.pairs or net.pairs, args.calls)
-    device = f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
+    device = this_machine()
     print(f"{args.net}, batch {batch}, {device}\n")
     print("| network | solver | evaluations | one evaluation | time / (evaluations × one) |\n|---|---|---|---|---|")
     for name, row in found.items():

@@ -9,13 +9,11 @@ emulates bfloat16: this tells of its effect and nothing of its speed.
 
 import argparse
 import json
-import os
-import platform
 import sys
 from typing import Any
 
-import jax
 import numpy as np
+from machine import this_machine
 
 from diffuse_jax.cli.run import labels_in_turn, sampler, to_data
 from diffuse_jax.config import Experiment, build, override
@@ -70,7 +68,7 @@ def main() -> int:
             sets[kind] = drawn(experiment, params, args.num, args.seed)
             print(f"{method}, {kind}: drawn", file=sys.stderr, flush=True)
         found[method] = {kind: compared(experiment, x, sets["float32"]) for kind, x in sets.items()}
-    device = f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
+    device = this_machine()
     print(f"step {step}, {args.num} samples, {device}\n")
     print("| solver | network | rms difference | largest | same images | Fréchet ratio |\n|---|---|---|---|---|---|")
     for method, rows in found.items():

@@ -15,7 +15,6 @@ import argparse
 import functools
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -49,9 +48,8 @@ def trained(experiment: Any, dataset: Any, at: Sequence[int], began: float) -> I
     """(step, seconds of the steps, seconds since `began`, averaged parameters) at the steps `at`; the consumer's own
     time is not counted."""
     import jax
-    import numpy as np
 
-    from diffuse_jax.data import Batches, prefetch
+    from diffuse_jax.data import Batches, prefetch, stack
     from diffuse_jax.training import compile_step, global_batch, make_mesh, state_sharding, train_step
 
     config, mesh = experiment.config, make_mesh()
@@ -62,9 +60,8 @@ def trained(experiment: Any, dataset: Any, at: Sequence[int], began: float) -> I
     state = jax.jit(experiment.create_state, out_shardings=sharding)()
     batches = Batches(dataset.train, config.training.batch_size, config.seed)
     together = config.training.steps_per_call
-    first = {name: np.stack([rows] * together) for name, rows in batches[0].items()}
     compiled: Any = compile_step(update, mesh, sharding)
-    step = compiled.lower(state, global_batch(mesh, first, scanned=True)).compile()
+    step = compiled.lower(state, global_batch(mesh, stack(batches, 0, together), scanned=True)).compile()
     jax.block_until_ready(state)
     before, seconds = time.perf_counter() - began, 0.0
     clock = time.perf_counter()
@@ -142,13 +139,14 @@ def main() -> int:
     parser.add_argument("--out", help="a JSON file for the figures")
     args = parser.parse_args()
     import jax
+    from machine import this_machine
 
     jax.config.update("jax_enable_compilation_cache", False)
     known: dict[str, Any] = {}
     if args.recipe and args.out and os.path.exists(args.out):
         with open(args.out, encoding="utf-8") as file:
             known = json.load(file)["recipes"]
-    device = f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
+    device = this_machine()
     measure = {name: measured(*RECIPES[name]) for name in args.recipe or RECIPES}
     found = {name: rows for name in RECIPES if (rows := measure.get(name, known.get(name))) is not None}
     print(f"{device}\n\n{table(found)}\n")

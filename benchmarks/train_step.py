@@ -17,7 +17,6 @@ compiled bf16".
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -135,10 +134,10 @@ def main() -> None:
             if has and not (program.startswith("diffusers") and NETS[net].diffusers is None):
                 programs[program] = os.path.abspath(checkouts[program]) if program in checkouts else None
         rows += measured(net, args.batch or NETS[net].batch, programs, args.turns, args.steps)
-    import jax
+    from machine import this_machine
 
     rates = {dtype: matrix_rate(dtype) for dtype in ("float32", "bfloat16")}
-    device = f"{jax.devices()[0].device_kind}, {platform.machine()}, {os.cpu_count()} cores, jax {jax.__version__}"
+    device = this_machine()
     print(f"{device}; a large matrix product: {rates['float32']:.0f} GFLOP/s in float32\n")
     print(
         "| network, batch | program | images/s | ours is faster by | share of a matrix product | start: init, trace, "

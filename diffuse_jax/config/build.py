@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,7 +135,7 @@ class Experiment:
     def sampling_denoiser(self, params: Any) -> NetworkDenoiser:
         """That from which samples are drawn: the network computes in `config.sampling.dtype`, and what a solver makes
         of its output is float32."""
-        return NetworkDenoiser(self.sde, params, self.sampling_net, self.parameterization, self.data.shape)
+        return replace(self.denoiser(params), net=self.sampling_net)
 
     def create_state(self) -> TrainState:
         """The state at step 0, a function of the seed."""

@@ -74,17 +74,13 @@ def adam(
 
 def _left_of_the_rate(decay: str, steps: int | None) -> Callable[[jax.Array], Any]:
     """The factor of the learning rate as a function of the step."""
-    shapes: dict[str, Callable[[jax.Array], Any]] = {
-        "linear": lambda u: 1 - u,
-        "cosine": lambda u: 0.5 * (1 + jnp.cos(jnp.pi * u)),
-    }
     if decay == "none":
         return lambda step: 1.0
-    if decay not in shapes:
-        raise ValueError(f"decay = {decay!r} must be one of none, {', '.join(shapes)}")
+    if decay not in ("linear", "cosine"):
+        raise ValueError(f"decay = {decay!r} must be one of none, linear, cosine")
     if steps is None or steps < 1:
         raise ValueError(f"decay = {decay!r} ends with the run, and steps = {steps}: give its number of steps")
-    return lambda step: shapes[decay](jnp.minimum(step / steps, 1.0))
+    return optax.linear_schedule(1.0, 0.0, steps) if decay == "linear" else optax.cosine_decay_schedule(1.0, steps)
 
 
 def ema_decay(
