@@ -24,8 +24,12 @@ def replicate(tree: Any, devices: Sequence[jax.Device] | None = None) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of a tree that `replicate` made."""
-    return jax.tree.map(lambda x: x[0], tree)
+    """The first device's copy of a tree that `replicate` made, on that device.
+
+    Indexing would be a program of all devices for each leaf; on fake CPU devices many of them behind a step that is
+    still running end in a deadlock.
+    """
+    return jax.tree.map(lambda x: jnp.squeeze(x.addressable_data(0), 0), tree)
 
 
 def pmap_step(

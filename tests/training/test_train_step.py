@@ -250,7 +250,10 @@ def test_pmap_trains_as_jit_does():
     for i in range(4):
         state, values = step(state, toy.batch(i))
         metrics.append(values)
-    chex.assert_trees_all_close(jitted, jax.device_get(training.unreplicate(state)), rtol=1e-5, atol=1e-6)
+    unreplicated = training.unreplicate(state)
+    # Indexing would leave a copy on each device, by a program of all of them.
+    assert all(x.devices() == {jax.devices()[0]} for x in jax.tree.leaves(unreplicated))
+    chex.assert_trees_all_close(jitted, jax.device_get(unreplicated), rtol=1e-5, atol=1e-6)
     chex.assert_trees_all_close(jitted_metrics, jax.tree.map(lambda *x: np.stack(x), *metrics), rtol=1e-5)
 
 
