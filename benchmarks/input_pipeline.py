@@ -17,7 +17,6 @@ source delivers less than this machine or, of images 32×32, an H100 consumes.
 
 import argparse
 import contextlib
-import functools
 import io
 import json
 import os
@@ -36,7 +35,7 @@ from PIL import Image
 from diffuse_jax.config import build, load_data, read
 from diffuse_jax.data import Batches, Source, from_arrays, load_dataset, prefetch, stack
 from diffuse_jax.data.folder import folder
-from diffuse_jax.training import compile_step, global_batch, make_mesh, replicated, train_step
+from diffuse_jax.training import compile_step, global_batch, make_mesh, make_state
 
 IMAGES = 4000
 SECONDS = 3.0
@@ -93,15 +92,11 @@ def consumed(name: str) -> float:
     """Images a second that training an experiment takes on this machine, its batches being there."""
     config = read(name)
     experiment = build(config)
-    update = functools.partial(
-        train_step, loss=experiment.loss, optimizer=experiment.optimizer, ema=experiment.ema, key=experiment.key
-    )
     mesh, count = make_mesh(), config.training.steps_per_call
-    call = compile_step(update, mesh)
+    call = compile_step(experiment.update(), mesh)
     batches = Batches(load_data(config).train, config.training.batch_size, 0)
     batch = global_batch(mesh, stack(batches, 0, count), scanned=True)
-    # Placed as the step returns it, or the second call would be compiled anew.
-    state = jax.jit(experiment.create_state, out_shardings=replicated(mesh))()
+    state = make_state(experiment.create_state, mesh)
 
     def step(_: int) -> None:
         nonlocal state

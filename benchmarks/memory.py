@@ -11,7 +11,6 @@ compiler wants more than is predicted, or less than two thirds of it.
 
 import argparse
 import collections
-import functools
 import json
 import math
 import os
@@ -67,13 +66,10 @@ def compiled(experiment: Any, batch_size: int) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from diffuse_jax.training import compile_step, make_mesh, train_step
+    from diffuse_jax.training import compile_step, make_mesh
 
-    update = functools.partial(
-        train_step, loss=experiment.loss, optimizer=experiment.optimizer, ema=experiment.ema, key=experiment.key
-    )
     batch = {"x": jax.ShapeDtypeStruct((1, batch_size, *experiment.data.shape), np.uint8)}
-    step = compile_step(update, make_mesh(jax.devices()[:1]))
+    step = compile_step(experiment.update(), make_mesh(jax.devices()[:1]))
     program = step.lower(jax.eval_shape(experiment.create_state), batch).compile()
     memory = program.memory_analysis()
     return {

@@ -25,6 +25,7 @@ from machine import this_machine
 from diffuse_jax import solvers, times
 from diffuse_jax.config import DataInfo, build, read
 from diffuse_jax.sampling import count_evaluations, prior_sample, sample, sample_keys, solve
+from diffuse_jax.training import make_mesh, make_state
 
 ALLOWED = 1.03
 PC = solvers.predictor_corrector(solvers.reverse_diffusion(), solvers.langevin())
@@ -68,9 +69,7 @@ def seconds(run: Callable[[], Any], times: int = 1) -> float:
 def measured(net: Net, names: list[str], batch: int, pairs: int, most_calls: int) -> dict[str, Any]:
     """Of each solver: its evaluations, the milliseconds of one, and the ratios of all pairs with their median."""
     experiment = build(read(net.experiment), net.data)
-    # Hundreds of small random kernels that run once: optimizing them takes longer than running them.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-    denoise = experiment.denoiser(jax.jit(experiment.create_state, compiler_options=quick)().params)
+    denoise = experiment.denoiser(make_state(experiment.create_state, make_mesh()).params)
     keys = sample_keys(0, 0, batch)
     t = jnp.asarray(0.5)
     x = prior_sample(keys, denoise) / denoise.sde.prior_std() * denoise.sde.sigma(t)

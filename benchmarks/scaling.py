@@ -12,7 +12,6 @@ sheets, how long that takes at best.
 
 import argparse
 import collections
-import functools
 import json
 import math
 import os
@@ -90,19 +89,15 @@ def measured(devices: list[Any], fsdp: int = 1, steps: int = 3) -> dict[str, Any
     from diffuse_jax.config import build, load_data, read
     from diffuse_jax.evaluation import Sampler
     from diffuse_jax.sampling import last_mean
-    from diffuse_jax.training import compile_step, gathered, global_batch, make_mesh, state_sharding, train_step
+    from diffuse_jax.training import compile_step, global_batch, make_mesh, make_state, state_sharding
 
     config = read("digits")
     experiment, rows = build(config), load_data(config).train
     mesh = make_mesh(devices, fsdp)
-    loss = gathered(experiment.loss, mesh)
-    update = functools.partial(
-        train_step, loss=loss, optimizer=experiment.optimizer, ema=experiment.ema, key=experiment.key
-    )
-    sharding = state_sharding(mesh, jax.eval_shape(experiment.create_state))
-    state = jax.jit(experiment.create_state, out_shardings=sharding)()
+    state = make_state(experiment.create_state, mesh)
+    sharding = state_sharding(mesh, state)
     batches = [global_batch(mesh, {"x": rows[np.arange(64) + 64 * i]["x"][None]}, scanned=True) for i in range(steps)]
-    step = compile_step(update, mesh, sharding).lower(state, batches[0]).compile()
+    step = compile_step(experiment.update(mesh), mesh, sharding).lower(state, batches[0]).compile()
     memory = step.memory_analysis()
     placed = zip(jax.tree.leaves(state.params), jax.tree.leaves(sharding.params), strict=True)
     split = sum(leaf.nbytes for leaf, place in placed if any(place.spec))

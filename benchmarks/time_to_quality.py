@@ -12,7 +12,6 @@ not counted, and nothing is compiled ahead. Exits with 1 where the default recip
 """
 
 import argparse
-import functools
 import json
 import os
 import sys
@@ -50,17 +49,13 @@ def trained(experiment: Any, dataset: Any, at: Sequence[int], began: float) -> I
     import jax
 
     from diffuse_jax.data import Batches, prefetch, stack
-    from diffuse_jax.training import compile_step, global_batch, make_mesh, state_sharding, train_step
+    from diffuse_jax.training import compile_step, global_batch, make_mesh, make_state, state_sharding
 
     config, mesh = experiment.config, make_mesh()
-    update = functools.partial(
-        train_step, loss=experiment.loss, optimizer=experiment.optimizer, ema=experiment.ema, key=experiment.key
-    )
-    sharding = state_sharding(mesh, jax.eval_shape(experiment.create_state))
-    state = jax.jit(experiment.create_state, out_shardings=sharding)()
+    state = make_state(experiment.create_state, mesh)
     batches = Batches(dataset.train, config.training.batch_size, config.seed)
     together = config.training.steps_per_call
-    compiled: Any = compile_step(update, mesh, sharding)
+    compiled: Any = compile_step(experiment.update(), mesh, state_sharding(mesh, state))
     step = compiled.lower(state, global_batch(mesh, stack(batches, 0, together), scanned=True)).compile()
     jax.block_until_ready(state)
     before, seconds = time.perf_counter() - began, 0.0

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import fcntl
-import functools
 import json
 import math
 import pathlib
@@ -28,11 +27,10 @@ from diffuse_jax.training import (
     TrainState,
     check_batch,
     fit,
-    gathered,
     make_mesh,
+    make_state,
     replicated,
     state_sharding,
-    train_step,
 )
 
 # (state, step) -> the file of the grid; FloatingPointError where samples are not finite.
@@ -120,14 +118,7 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
     draw_grid = _grid_drawer(experiment, workdir, mesh)
     outcome = fit(
         state,
-        functools.partial(
-            train_step,
-            loss=gathered(experiment.loss, mesh),
-            optimizer=experiment.optimizer,
-            ema=experiment.ema,
-            key=experiment.key,
-            accumulate=config.training.accumulate,
-        ),
+        experiment.update(mesh),
         lambda step, count: prefetch(batches, step, steps, count=count),
         steps=steps,
         mesh=mesh,
@@ -163,14 +154,11 @@ def _say_what_is_there(workdir: pathlib.Path, kept: Checkpoints, step: int, grid
 
 
 def _start(experiment: Experiment, kept: Checkpoints, mesh: Mesh) -> TrainState:
-    abstract = jax.eval_shape(experiment.create_state)
-    sharding = state_sharding(mesh, abstract)
     latest = kept.latest_step()
-    if (step := from_first(-1 if latest is None else latest)) >= 0:
-        return kept.restore(abstract, step, sharding)
-    # Hundreds of small random kernels that run once: on a CPU, optimizing them takes longer than running them.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
-    return jax.jit(experiment.create_state, out_shardings=sharding, compiler_options=quick)()
+    if (step := from_first(-1 if latest is None else latest)) < 0:
+        return make_state(experiment.create_state, mesh)
+    abstract = jax.eval_shape(experiment.create_state)
+    return kept.restore(abstract, step, state_sharding(mesh, abstract))
 
 
 def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh) -> GridDrawer:

@@ -1,5 +1,6 @@
 """From an experiment's fields to objects: the only place that knows both."""
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffuse_jax import parameterizations
@@ -35,8 +37,9 @@ from diffuse_jax.sde import (
     geometric_sigmas,
     linear_betas,
 )
-from diffuse_jax.training import TrainState, adam, create_state, ema_decay
+from diffuse_jax.training import TrainState, adam, create_state, ema_decay, gathered, train_step
 from diffuse_jax.training.objectives import Objective
+from diffuse_jax.training.step import StepFn
 
 __all__ = ["DataInfo", "Experiment", "build", "check_numbers", "describe", "load_data"]
 
@@ -140,6 +143,18 @@ class Experiment:
     def create_state(self) -> TrainState:
         """The state at step 0, a function of the seed."""
         return create_state(self.net.init(self._key(0), self.data.shape), self.optimizer)
+
+    def update(self, mesh: Mesh | None = None) -> StepFn:
+        """One update of the state, `train_step` as the config has it; where the mesh splits the state, of parameters
+        that are gathered first."""
+        return functools.partial(
+            train_step,
+            loss=self.loss if mesh is None else gathered(self.loss, mesh),
+            optimizer=self.optimizer,
+            ema=self.ema,
+            key=self.key,
+            accumulate=self.config.training.accumulate,
+        )
 
     @property
     def key(self) -> jax.Array:

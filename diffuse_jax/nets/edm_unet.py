@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffuse_jax.nets import fir
 from diffuse_jax.nets.attention import Implementation, attend
-from diffuse_jax.nets.layers import ResampleConv, Resampling, Style, mean_pool, repeat, same_size
+from diffuse_jax.nets.layers import ResampleConv, Resampling, Style, convolution, mean_pool, repeat
 
 Role = Literal["open", "attention", "close"]
 Inits = tuple[nn.initializers.Initializer, nn.initializers.Initializer]
@@ -88,7 +88,7 @@ def conv(x: jax.Array, style: EDMStyle, features: int, name: str, role: Role = "
         kernel_init=kernel,
         bias_init=bias,
         dtype=style.dtype,
-        conv_general_dilated=same_size,
+        conv_general_dilated=convolution,
         name=name,
     )
     return layer(x)

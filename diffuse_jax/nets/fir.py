@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from diffuse_jax.nets.convolution import convolve
+
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -80,4 +82,4 @@ def conv_down(x: jax.Array, weight: jax.Array, kernel: Sequence[float]) -> jax.A
     taps = _taps(kernel)
     excess = len(taps) - 2 + (weight.shape[0] - 1)
     x = _filter(x, taps, ((excess + 1) // 2, excess // 2))
-    return lax.conv_general_dilated(x, weight, (2, 2), "VALID", dimension_numbers=_NHWC)
+    return convolve(x, weight, 2, "VALID")

@@ -6,7 +6,7 @@ Choices that are the same for every layer of one network travel as one value, `S
 
 import dataclasses
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -68,9 +68,11 @@ def init_kernel(scale: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
-def same_size(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
-    """`convolve` as nn.Conv's `conv_general_dilated`, for strides of 1 and a padding that keeps the size."""
-    return convolve(x, kernel)
+def convolution(
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *args: Any, **kwargs: Any
+) -> jax.Array:
+    """`convolve` as nn.Conv's `conv_general_dilated`, for one stride in both directions and one group."""
+    return convolve(x, kernel, strides[0], padding)
 
 
 def of_channels(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
@@ -79,18 +81,25 @@ def of_channels(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> j
     return y.reshape(*x.shape[:-1], -1)
 
 
-def conv(features: int, dtype: Any, name: str, *, size: int = 3, scale: float = 1.0, strides: int = 1) -> nn.Conv:
-    """A square convolution with zero padding that keeps the image's size (over `strides`)."""
-    operation = same_size if strides == 1 else None  # None: the library's
-    kernel_init = init_kernel(scale)
+def conv(
+    features: int,
+    dtype: Any,
+    name: str,
+    *,
+    size: int = 3,
+    scale: float = 1.0,
+    strides: int = 1,
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+) -> nn.Conv:
+    """A square convolution with zero padding, by default one that keeps the image's size (over `strides`)."""
     return nn.Conv(
         features,
         (size, size),
         strides,
-        "SAME",
+        padding,
         dtype=dtype,
-        kernel_init=kernel_init,
-        conv_general_dilated=operation,
+        kernel_init=init_kernel(scale),
+        conv_general_dilated=convolution,
         name=name,
     )
 

@@ -26,7 +26,6 @@ from diffuse_jax.nets.layers import (
     check_inputs,
     check_probability,
     conv,
-    init_kernel,
     make_tuple,
     positional_features,
     real,
@@ -264,7 +263,7 @@ class UNet2D(nn.Module):
     def _halve(self, h: jax.Array, name: str) -> jax.Array:
         """A 3×3 convolution of stride two, with zeros on all sides or on the last two only."""
         pad = (self.downsample_padding, 1)
-        return nn.Conv(h.shape[-1], (3, 3), 2, (pad, pad), kernel_init=init_kernel(), dtype=self.dtype, name=name)(h)
+        return conv(h.shape[-1], self.dtype, name, strides=2, padding=(pad, pad))(h)
 
     @nn.nowrap
     def _up(

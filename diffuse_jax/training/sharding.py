@@ -29,6 +29,7 @@ __all__ = [
     "gathered",
     "global_batch",
     "make_mesh",
+    "make_state",
     "replicated",
     "split_over",
     "state_sharding",
@@ -76,10 +77,16 @@ def split_over(shape: Sequence[int], parts: int) -> PartitionSpec:
 
 
 def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """Where each array of a state (or of its shapes) lies, as a tree like it. Make a state there with
-    `jax.jit(create, out_shardings=state_sharding(mesh, jax.eval_shape(create)))`."""
+    """Where each array of a state (or of its shapes) lies, as a tree like it."""
     parts = mesh.shape["fsdp"]
     return jax.tree.map(lambda leaf: NamedSharding(mesh, split_over(leaf.shape, parts)), state)
+
+
+def make_state(create: Callable[[], TrainState], mesh: Mesh) -> TrainState:
+    """create(), compiled, every array being made where `state_sharding` says it lies."""
+    # Hundreds of small random kernels that run once: on a CPU, optimizing them takes longer than running them.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    return jax.jit(create, out_shardings=state_sharding(mesh, jax.eval_shape(create)), compiler_options=quick)()
 
 
 def gathered(loss: Loss, mesh: Mesh) -> Loss:

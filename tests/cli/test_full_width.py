@@ -1,7 +1,5 @@
 """The published CIFAR-10 network at its full width: minutes to compile on a CPU."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from diffuse_jax.config import build, override, read
 from diffuse_jax.data.sources import Arrays
 from diffuse_jax.evaluation import Sampler
 from diffuse_jax.nets import param_count
-from diffuse_jax.training import compile_step, global_batch, make_mesh, replicated, train_step
+from diffuse_jax.training import compile_step, global_batch, make_mesh, make_state
 
 
 @pytest.mark.slow
@@ -19,16 +17,8 @@ def test_the_published_cifar10_network_trains_and_samples():
     experiment = build(config)
     assert param_count(experiment.params) == 62_758_915
     mesh = make_mesh(jax.devices()[:1])
-    quick = {"xla_backend_optimization_level": 0}
-    state = jax.jit(experiment.create_state, out_shardings=replicated(mesh), compiler_options=quick)()
-    update = functools.partial(
-        train_step,
-        loss=experiment.loss,
-        optimizer=experiment.optimizer,
-        ema=experiment.ema,
-        key=experiment.key,
-    )
-    call = compile_step(update, mesh)
+    state = make_state(experiment.create_state, mesh)
+    call = compile_step(experiment.update(), mesh)
     rows = Arrays(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype(np.uint8))
     for step in range(2):
         batch = {"x": rows[np.arange(2) + 2 * step]["x"][None]}

@@ -21,7 +21,7 @@ from diffuse_jax.config.published import Figure, Published, bits_per_dim, fid, p
 from diffuse_jax.config.schema import DERIVED, NETWORKS, network
 from diffuse_jax.nets import param_count
 from diffuse_jax.sampling import denoise_once
-from diffuse_jax.training import create_state, train_step
+from diffuse_jax.training import create_state
 from diffuse_jax.training.step import Rows
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
@@ -321,10 +321,7 @@ def test_a_step_of_training_and_one_of_sampling_are_of_the_shapes_of_the_data(na
     if experiment.data.num_classes:
         batch["label"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
     state = jax.eval_shape(lambda params: create_state(params, experiment.optimizer), experiment.params)
-    step = functools.partial(
-        train_step, loss=experiment.loss, optimizer=experiment.optimizer, ema=experiment.ema, key=experiment.key
-    )
-    after, metrics = jax.eval_shape(step, state, batch)
+    after, metrics = jax.eval_shape(experiment.update(), state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
     plan = experiment.plan
 

@@ -1,6 +1,5 @@
 """What a training step sends between devices, read off its compiled program."""
 
-import functools
 import math
 import pathlib
 import sys
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 
 from diffuse_jax.config import build, override, read
-from diffuse_jax.training import compile_step, gathered, make_mesh, state_sharding, train_step
+from diffuse_jax.training import compile_step, make_mesh, state_sharding
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 import scaling
@@ -20,12 +19,9 @@ TINY = ["--config.model.nf=8", "--config.model.ch_mult=(1,)", "--config.model.at
 
 def test_a_data_parallel_step_sends_its_gradient_and_its_loss_once_and_nothing_else():
     experiment = build(override(read("digits"), TINY))
-    update = functools.partial(
-        train_step, loss=experiment.loss, optimizer=experiment.optimizer, ema=experiment.ema, key=experiment.key
-    )
     state = jax.eval_shape(experiment.create_state)
     batch = {"x": jax.ShapeDtypeStruct((1, 16, 8, 8, 1), np.uint8)}
-    program = compile_step(update, make_mesh()).lower(state, batch).compile().as_text()
+    program = compile_step(experiment.update(), make_mesh()).lower(state, batch).compile().as_text()
     gradient = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params))
     assert scaling.collectives(program) == {"all-reduce": (1, gradient + 4)}
 
@@ -35,15 +31,8 @@ def test_a_step_of_a_split_state_gathers_each_array_once_and_holds_its_share():
     mesh = make_mesh(fsdp=8)
     abstract = jax.eval_shape(experiment.create_state)
     placed = state_sharding(mesh, abstract)
-    update = functools.partial(
-        train_step,
-        loss=gathered(experiment.loss, mesh),
-        optimizer=experiment.optimizer,
-        ema=experiment.ema,
-        key=experiment.key,
-    )
     batch = {"x": jax.ShapeDtypeStruct((1, 16, 8, 8, 1), np.uint8)}
-    program = compile_step(update, mesh, placed).lower(abstract, batch).compile()
+    program = compile_step(experiment.update(mesh), mesh, placed).lower(abstract, batch).compile()
     leaves = zip(jax.tree.leaves(abstract.params), jax.tree.leaves(placed.params), strict=True)
     split = [leaf.size for leaf, place in leaves if any(place.spec)]
     sent = scaling.collectives(program.as_text())
