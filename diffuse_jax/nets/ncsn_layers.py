@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax.nets.layers import NONLINEARITIES
+from diffuse_jax.nets.layers import NONLINEARITIES, convolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,7 @@ def conv(
         kernel_init=nn.initializers.lecun_normal() if pooled else uniform,
         bias_init=nn.initializers.zeros if pooled else uniform,
         dtype=dtype,
+        conv_general_dilated=convolution if dilation == 1 else None,  # None: the library's
         name=name,
     )
     return layer(x.astype(dtype))

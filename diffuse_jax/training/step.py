@@ -135,8 +135,9 @@ def _mean_over_parts(
 def scan_steps(step_fn: StepFn, state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
     """K updates in one call: every leaf of `batches` has a leading axis K, and the metrics come back stacked, (K,).
 
-    They are the K single updates up to the rounding of another program. K = 1 is compiled without a loop: on a CPU XLA
-    runs the gradients of strided convolutions in a loop's body by a path some fifty times slower."""
+    They are the K single updates up to the rounding of another program. K = 1 is compiled without a loop: in a loop's
+    body XLA runs the gradient of a kernel of `nn.Conv` on a CPU by a path some fifty times slower (`nets.convolution`).
+    """
     if jax.tree.leaves(batches)[0].shape[0] > 1:
         return jax.lax.scan(step_fn, state, batches)
     state, metrics = step_fn(state, jax.tree.map(lambda leaf: leaf[0], batches))
