@@ -69,9 +69,14 @@ def init_kernel(scale: float = 1.0) -> nn.initializers.Initializer:
 
 
 def convolution(
-    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *args: Any, **kwargs: Any
+    x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, *, dimension_numbers: Any, **options: Any
 ) -> jax.Array:
-    """`convolve` as nn.Conv's `conv_general_dilated`, for one stride in both directions and one group."""
+    """`convolve` as nn.Conv's `conv_general_dilated`. ValueError where strides differ, and for dilations, groups and a
+    precision, which it does not have."""
+    plain = {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "feature_group_count": 1, "precision": None}
+    asked = {name: value for name, value in options.items() if value != plain.get(name)}
+    require(not asked, "a convolution's options", asked, f"{plain}")
+    require(len(set(strides)) == 1, "a convolution's strides", strides, "equal")
     return convolve(x, kernel, strides[0], padding)
 
 

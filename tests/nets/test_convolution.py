@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from diffuse_jax.nets.convolution import convolve
+from diffuse_jax.nets.layers import convolution
 
 KEEPING = [(4, 4, 3, 5, 3), (4, 6, 2, 3, 5), (2, 2, 4, 4, 1), (1, 2, 3, 2, 3)]
 STRIDED = [
@@ -105,3 +107,21 @@ def test_on_a_cpu_the_gradient_of_a_kernel_is_products_of_matrices_and_no_convol
 def test_a_kernel_or_padding_that_would_change_the_size_is_refused(shape, padding, says):
     with pytest.raises(ValueError, match=says):
         convolve(jnp.zeros((1, 4, 4, 3)), jnp.zeros(shape), padding=padding)
+
+
+@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"padding": 1}, {"strides": 2, "padding": "VALID"}])
+def test_a_layer_of_flax_with_it_is_the_layer_without(options):
+    x = drawn(6, 6, 3, 4, 3)[0]
+    layer = nn.Conv(4, (3, 3), **options)
+    params = layer.init(jax.random.key(0), x)
+    found = layer.clone(conv_general_dilated=convolution).apply(params, x)
+    np.testing.assert_allclose(found, layer.apply(params, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"strides": (1, 2)}, {"kernel_dilation": 2}, {"feature_group_count": 2}, {"precision": "highest"}]
+)
+def test_a_layer_of_flax_that_it_does_not_have_is_refused(options):
+    layer = nn.Conv(4, (3, 3), conv_general_dilated=convolution, **options)
+    with pytest.raises(ValueError, match="a convolution's"):
+        layer.init(jax.random.key(0), jnp.zeros((1, 6, 6, 4)))
