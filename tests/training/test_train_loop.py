@@ -30,7 +30,7 @@ def fit(mesh, tmp_path):
 
     def run(feed=toy.feed, *, steps=12, step=None, folder=tmp_path, **options):
         with Checkpoints(folder / "checkpoints") as checkpoints:
-            start = jax.jit(toy.state, out_shardings=training.replicated(mesh))()
+            start = training.make_state(toy.state, mesh)
             if checkpoints.latest_step() is not None:
                 start = checkpoints.restore(start, sharding=training.replicated(mesh))
             defaults = {"steps_per_call": 2, "log_every": 4, "checkpoint_every": 6, "progress": False}

@@ -221,7 +221,7 @@ def test_the_batch_is_split_and_the_state_is_on_every_device_from_one_program():
     single = training.global_batch(mesh, toy.batch(0))
     assert {shard.data.shape for shard in single["x"].addressable_shards} == {(toy.ROWS // 8, 3)}
     call = training.compile_step(toy.step(), mesh)
-    state = jax.jit(toy.state, out_shardings=training.replicated(mesh))()
+    state = training.make_state(toy.state, mesh)
     for _ in range(3):
         state, _ = call(state, batches)
     assert call._cache_size() == 1

@@ -88,13 +88,13 @@ def main(workdir: str, steps: str, width: str = "8", fsdp: str = "1", *who: str)
     dtype = np.float64 if jax.config.jax_enable_x64 else np.float32
     mesh = training.make_mesh(fsdp=int(fsdp))
     create = partial(state, dtype, int(width))
-    placed = training.state_sharding(mesh, jax.eval_shape(create))
     folder = pathlib.Path(workdir)
     with Checkpoints(folder / "checkpoints", keep=2) as checkpoints:
         if checkpoints.latest_step() is None:
-            start = jax.jit(create, out_shardings=placed)()
+            start = training.make_state(create, mesh)
         else:
-            start = checkpoints.restore(jax.eval_shape(create), sharding=placed)
+            abstract = jax.eval_shape(create)
+            start = checkpoints.restore(abstract, sharding=training.state_sharding(mesh, abstract))
         outcome = training.fit(
             start,
             step(mesh=mesh),
