@@ -1,8 +1,6 @@
 """python -m diffuse_jax: the same as the command diffuse-jax."""
 
-import sys
-
-from diffuse_jax.cli import main
+from diffuse_jax.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

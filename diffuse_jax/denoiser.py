@@ -52,6 +52,13 @@ def score_of(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
     return -denoise(x, t, cond).eps / expand(denoise.sde.sigma(t), x)
 
 
+def _shaped_like(x: Array, value: Any, what: str) -> Array:
+    """`value`, shaped like x: another shape could be broadcast against x, and mean nothing."""
+    if jnp.shape(value) != jnp.shape(x):
+        raise ValueError(f"{what} has shape {jnp.shape(value)} for x of shape {jnp.shape(x)}: it must be shaped like x")
+    return value
+
+
 @pytree
 class NetworkDenoiser:
     """The denoiser of a network `net(params, x, label, *, cond, rng) -> F`, any callable with F shaped like x (batch,
@@ -59,7 +66,7 @@ class NetworkDenoiser:
 
     `cond` and `rng` are passed only where present; `rng` turns on dropout. `shape` is that of one sample, where it is
     known, so that sampling can start from the prior. `net`, `parameterization` and `shape` are static and compared by
-    value; `params` may be None.
+    value; `params` may be None. A call raises ValueError where F has another shape.
     """
 
     sde: SDE
@@ -73,7 +80,8 @@ class NetworkDenoiser:
         label = jnp.broadcast_to(self.parameterization.label(self.sde, t), x.shape[:1])
         present = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
         scaled = expand(self.parameterization.scale(self.sde, t), x) * x
-        return self.parameterization.output(self.net(self.params, scaled, label, **present), x)
+        output = self.parameterization.output(self.net(self.params, scaled, label, **present), x)
+        return _shaped_like(x, output, "the network's output")
 
     def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
         raw = self.raw(x, t, cond)
@@ -97,13 +105,14 @@ class ScoreDenoiser:
 
     def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
         value = self.score(x, t) if cond is None else self.score(x, t, cond)
+        value = _shaped_like(x, value, "the score")
         a, b, c, d = (expand(k, x) for k in parameterizations.score.coefficients(self.sde, t))
         return Denoised(a * x + b * value, c * x + d * value)
 
 
 def from_score(sde: SDE, score: Callable[..., Array], shape: tuple[int, ...] | None = None) -> ScoreDenoiser:
     """The denoiser of a hand-written `score(x, t)`, or `score(x, t, cond)`, shaped like x (batch, …); `shape` is that
-    of one sample.
+    of one sample. A call raises ValueError where the score has another shape than x.
 
     A plain function is compared by identity under jit; `jax.tree_util.Partial(function, arrays)` keeps its arrays as
     leaves.

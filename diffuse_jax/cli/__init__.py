@@ -3,11 +3,14 @@
 import argparse
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-__all__ = ["main"]
+from diffuse_jax.cli.interrupts import INTERRUPTED, STATUS, Interruptible, end, end_interrupted
+
+__all__ = ["main", "run"]
 
 _DESCRIPTION = "Train diffusion models and draw from them. One experiment file drives every command."
 
@@ -169,6 +172,34 @@ def _joined(overrides: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0; 2 for bad input and 1 for a run that diverged, after one line on
     stderr; 130 where it was interrupted."""
+    return _status(argv)[0]
+
+
+def run() -> NoReturn:
+    """`main` as a program. What is torn from its work ends without the interpreter's own end, which can crash while the
+    devices still compute."""
+    signal.signal(signal.SIGINT, end_interrupted)
+    status, torn = _status(argv=None)
+    if torn:
+        end(status)
+    sys.exit(status)
+
+
+def _status(argv: Sequence[str] | None) -> tuple[int, bool]:
+    """The exit status, and whether an interrupt tore the command from its work; training ends by itself."""
+    with Interruptible() as interrupt:
+        try:
+            status, torn = _command(argv), interrupt.requested
+        except BaseException as error:
+            torn = interrupt.requested or isinstance(error, KeyboardInterrupt)
+            # What an interrupted library raises says nothing.
+            status = STATUS if torn else _failed(error)
+    if torn:
+        print(INTERRUPTED, file=sys.stderr)
+    return (STATUS if torn else status), torn
+
+
+def _command(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args, overrides = parser.parse_known_args(argv)
     if overrides and args.command == "list":
@@ -180,26 +211,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     _keep_compilations()
     from diffuse_jax.cli import commands, distributed
 
-    try:
-        if hasattr(args, "coordinator"):
-            distributed.start(args)
-        with distributed.leave():
-            distributed.check_command(args)
-            return commands.COMMANDS[args.command](args, _joined(overrides))
-    except distributed.BAD_INPUT as error:
+    if hasattr(args, "coordinator"):
+        distributed.start(args)
+    with distributed.leave():
+        distributed.check_command(args)
+        return commands.COMMANDS[args.command](args, _joined(overrides))
+
+
+def _failed(error: BaseException) -> int:
+    """The status of a command that raised `error`, after its line on stderr; raises what is no answer to the user."""
+    from diffuse_jax.cli import distributed
+
+    if isinstance(error, distributed.BAD_INPUT):
         print(f"diffuse-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    if isinstance(error, (FloatingPointError, distributed.Stopped)):
         if distributed.first():
             print(f"diffuse-jax: error: {error}", file=sys.stderr)
-        return 1
-    except distributed.Stopped as stop:
-        if distributed.first():
-            print(f"diffuse-jax: error: {stop}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("diffuse-jax: interrupted", file=sys.stderr)
-        return 130
+        return 1 if isinstance(error, FloatingPointError) else 2
+    raise error
 
 
 def _keep_compilations() -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffuse_jax.checkpoints import CheckpointError
+from diffuse_jax.cli.interrupts import STATUS, end
 from diffuse_jax.config import ConfigError
 from diffuse_jax.convert import ConversionError
 from diffuse_jax.data import DataError
@@ -276,7 +277,7 @@ def leave() -> Iterator[None]:
             raise
         who = _name()
         if isinstance(error, KeyboardInterrupt):
-            _end(f"{who}: interrupted", 130)
+            _end(f"{who}: interrupted", STATUS)
         if isinstance(error, BAD_INPUT):
             _end(f"{who}: {' '.join(str(error).split())}", 2)
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
@@ -295,6 +296,4 @@ def _name() -> str:
 
 def _end(line: str, status: int) -> NoReturn:
     print(f"diffuse-jax: error: {line}", file=sys.stderr)
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(status)
+    end(status)

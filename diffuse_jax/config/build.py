@@ -205,7 +205,7 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     net = _network(config, data)
     parameterization = _parameterization(config, sde)
     _check_label(config)
-    params = _parameter_shapes(net, data)
+    params = _parameter_shapes(net, parameterization, data)
     loss, heldout_loss = objectives(config, sde, net, parameterization, data.shape, data.levels)
     return Experiment(
         config=config,
@@ -365,11 +365,25 @@ def _sampling_net(config: ConfigDict, net: LinenNet) -> LinenNet:
     return LinenNet(net.module.clone(dtype=dtype))
 
 
-def _parameter_shapes(net: LinenNet, data: DataInfo) -> Any:
+def _parameter_shapes(net: LinenNet, parameterization: Parameterization, data: DataInfo) -> Any:
+    """The shapes of the network's parameters. ConfigError where it cannot be made for such data, or returns arrays of
+    another shape."""
+
+    def init(key: jax.Array) -> tuple[jax.Array, Any]:
+        output, params = net.init_with_output(key, data.shape)
+        return parameterization.output(output, jnp.zeros((1, *data.shape))), params
+
     try:
-        return jax.eval_shape(lambda key: net.init(key, data.shape), jax.random.key(0))
+        output, params = jax.eval_shape(init, jax.random.key(0))
     except Exception as error:  # Flax has types of its own, and a module of one's own may raise any
         raise ConfigError(f"config.model does not fit data of shape {data.shape}: {_line(error)}") from error
+    if getattr(output, "shape", None) != (1, *data.shape):
+        raise ConfigError(
+            f"config.model.name={type(net.module).__name__!r} does not fit data of shape {data.shape}: for x of shape "
+            f"{(1, *data.shape)} it returns {getattr(output, 'shape', type(output).__name__)}, and must return an "
+            "array shaped like x"
+        )
+    return params
 
 
 def _imported(path: str, field: str) -> Any:

@@ -46,13 +46,17 @@ class LinenNet:
         Raises ValueError where the module keeps variables besides "params", such as running averages: a network here
         has no state.
         """
-        variables = self.module.init(key, jnp.zeros((1, *shape)), jnp.ones((1,)), train=False)
+        return self.init_with_output(key, shape)[1]
+
+    def init_with_output(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, Any]:
+        """What a batch of one sample becomes, and `init`."""
+        output, variables = self.module.init_with_output(key, jnp.zeros((1, *shape)), jnp.ones((1,)), train=False)
         others = sorted(set(variables) - {"params"})
         if others:
             raise ValueError(
                 f"module must keep its variables in 'params' alone; got also {others}: use layers without state"
             )
-        return variables["params"]
+        return output, variables["params"]
 
 
 def param_count(params: Any) -> int:
