@@ -187,19 +187,19 @@ def run() -> NoReturn:
 
 def _status(argv: Sequence[str] | None) -> tuple[int, bool]:
     """The exit status, and whether an interrupt tore the command from its work; training ends by itself."""
-    with Interruptible() as interrupt:
-        try:
-            status, torn = _command(argv), interrupt.requested
-        except BaseException as error:
-            torn = interrupt.requested or isinstance(error, KeyboardInterrupt)
-            # What an interrupted library raises says nothing.
-            status = STATUS if torn else _failed(error)
+    interrupt = Interruptible()
+    try:
+        status, torn = _command(argv, interrupt), interrupt.requested
+    except BaseException as error:
+        torn = interrupt.requested or isinstance(error, KeyboardInterrupt)
+        # What an interrupted library raises says nothing.
+        status = STATUS if torn else _failed(error)
     if torn:
         print(INTERRUPTED, file=sys.stderr)
     return (STATUS if torn else status), torn
 
 
-def _command(argv: Sequence[str] | None) -> int:
+def _command(argv: Sequence[str] | None, interrupt: Interruptible) -> int:
     parser = _parser()
     args, overrides = parser.parse_known_args(argv)
     if overrides and args.command == "list":
@@ -211,9 +211,9 @@ def _command(argv: Sequence[str] | None) -> int:
     _keep_compilations()
     from diffuse_jax.cli import commands, distributed
 
-    if hasattr(args, "coordinator"):
-        distributed.start(args)
-    with distributed.leave():
+    with interrupt, distributed.leave():
+        if hasattr(args, "coordinator"):
+            distributed.start(args)
         distributed.check_command(args)
         return commands.COMMANDS[args.command](args, _joined(overrides))
 
