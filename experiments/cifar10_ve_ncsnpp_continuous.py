@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
     config.ema.rate = 0.999
     # Its corrector couples the samples of a batch; that of "reverse_diffusion+langevin" does not.
     config.sampling.solver = "score_sde:reverse_diffusion+langevin"
+    config.sampling.snr, config.sampling.corrector_steps = 0.16, 1
     return config

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.distributed import check_same, check_shared, from_first, together
@@ -71,20 +70,16 @@ def open_run(args: argparse.Namespace, overrides: Sequence[str]) -> TrainedRun:
 
 def _experiment(args: argparse.Namespace, overrides: Sequence[str], workdir: pathlib.Path) -> tuple[Experiment, int]:
     stored, data = read_run(workdir)
-    config = override(as_asked(stored if args.config is None else read(args.config), args), overrides)
+    overrides = as_asked(args, overrides)
+    config = override(stored, overrides) if args.config is None else read(args.config, overrides)
     check_fits(config, data, workdir)
     return build(config, data), Checkpoints(workdir / CHECKPOINTS, read_only=True).step(args.checkpoint)
 
 
-def as_asked(config: ConfigDict, args: argparse.Namespace) -> ConfigDict:
-    """`config` with --solver and --steps. Another solver than the run's begins with its own order and strength of
-    noise, which the run's may not share, until an override gives them."""
-    sampling = config.sampling
-    if getattr(args, "solver", None) not in (None, sampling.solver):
-        sampling.solver, sampling.order, sampling.eta = args.solver, None, None
-    if getattr(args, "steps", None) is not None:
-        sampling.steps = args.steps
-    return config
+def as_asked(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
+    """The overrides with --solver and --steps among them, which are short for those of `config.sampling`."""
+    flags = {name: getattr(args, name, None) for name in ("solver", "steps")}
+    return [*(f"--config.sampling.{name}={value}" for name, value in flags.items() if value is not None), *overrides]
 
 
 def sampler(experiment: Experiment, mesh: Mesh) -> Sampler:

@@ -1,7 +1,9 @@
 """Experiment files as objects: the one room that knows both ml_collections and the library."""
 
-from diffuse_jax.config.build import DataInfo, Experiment, build, check_numbers, describe, load_data
-from diffuse_jax.config.files import ConfigError, experiments, override, read, resolve
+from diffuse_jax.config.build import DataInfo, Experiment, build, describe, load_data
+from diffuse_jax.config.errors import ConfigError
+from diffuse_jax.config.files import experiments, override, read, resolve
+from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.config.run import load
 from diffuse_jax.config.schema import base, network
 from diffuse_jax.config.solvers import SamplingPlan, sampling_plan

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffuse_jax import parameterizations
-from diffuse_jax.config.files import ConfigError
+from diffuse_jax.config.errors import ConfigError
+from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.config.objectives import objectives
 from diffuse_jax.config.schema import NETWORKS
 from diffuse_jax.config.solvers import SamplingPlan, choose, sampling_plan
@@ -41,7 +42,7 @@ from diffuse_jax.training import TrainState, adam, create_state, ema_decay, gath
 from diffuse_jax.training.objectives import Objective
 from diffuse_jax.training.step import StepFn
 
-__all__ = ["DataInfo", "Experiment", "build", "check_numbers", "describe", "load_data"]
+__all__ = ["DataInfo", "Experiment", "build", "describe", "load_data"]
 
 # Each takes the section `config.sde`, with the noise levels below where it leaves them open.
 _PROCESSES: dict[str, Callable[[Any], SDE]] = {
@@ -75,31 +76,6 @@ _LABELS = {
 }
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 _INDICES = ("index", "reversed_index", "nearest_index")
-
-_LEAST = {
-    "training.steps_per_call": 1,
-    "training.batch_size": 1,
-    "training.accumulate": 1,
-    "training.fsdp": 1,
-    "training.steps": 1,
-    "training.log_every": 1,
-    "training.checkpoint_every": 1,
-    "training.evaluate_every": 0,
-    "training.sample_every": 0,
-    "training.keep": 1,
-    "training.keep_every": 0,
-    "sampling.num": 1,
-    "sampling.batch_size": 1,
-    "sampling.eta": 0,
-    "sampling.snr": 0,
-    "sampling.epsilon": 0,
-    "evaluation.num_samples": 2,
-    "evaluation.num_loss": 1,
-    "evaluation.num_likelihood": 1,
-    "evaluation.pca_dims": 1,
-    "evaluation.probes": 1,
-}
-_CADENCES = ("steps", "log_every", "checkpoint_every", "evaluate_every", "sample_every")
 
 
 @dataclass(frozen=True)
@@ -202,6 +178,7 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     check_numbers(config)
     data = describe(config) if data is None else data
     sde = _process(config.sde)
+    _check_ends(config.sde, sde)
     net = _network(config, data)
     parameterization = _parameterization(config, sde)
     _check_label(config)
@@ -223,22 +200,6 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     )
 
 
-def check_numbers(config: ConfigDict) -> None:
-    """ConfigError naming the first number that is too small, or a number of steps that the calls do not make up."""
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"config.seed={config.seed} must be at least 0 and below 2**32")
-    for field, least in _LEAST.items():
-        section, name = field.split(".")
-        if config[section][name] is not None and config[section][name] < least:
-            raise ConfigError(f"config.{field}={config[section][name]} must be at least {least}")
-    k = config.training.steps_per_call
-    for name in _CADENCES:
-        if config.training[name] % k:
-            raise ConfigError(
-                f"config.training.{name}={config.training[name]} must be a multiple of steps_per_call={k}"
-            )
-
-
 def _process(config: ConfigDict) -> SDE:
     if ":" in config.name:
         sde = _section(_imported(config.name, "sde.name"), "sde", config)
@@ -249,17 +210,26 @@ def _process(config: ConfigDict) -> SDE:
     c = SimpleNamespace(**{**config, **_noise_levels(config)})
     for low, high in (("beta_min", "beta_max"), ("sigma_min", "sigma_max")):
         least, most = getattr(c, low), getattr(c, high)
-        if not 0 < least < most:
-            raise ConfigError(f"config.sde.{low}={least} must be positive and below {high}={most}")
-    if c.s < 0:
-        raise ConfigError(f"config.sde.s={c.s} must be at least 0")
-    if c.num_scales < 2:
-        raise ConfigError(f"config.sde.num_scales={c.num_scales} must be at least 2")
+        if not least < most:
+            raise ConfigError(f"config.sde.{low}={least} must be below {high}={most}")
     if config.name == "ddpm" and c.num_scales <= c.beta_max:
         raise ConfigError(
             f"config.sde.num_scales={c.num_scales} must be above beta_max={c.beta_max}: their ratio is a β"
         )
     return _section(make, "sde", c)
+
+
+def _check_ends(config: ConfigDict, sde: SDE) -> None:
+    """ConfigError where α or σ of a process is nothing, infinite or NaN at an end of its grids, or noise does not grow:
+    what numbers within their ranges can still make of it in float32."""
+    ends = jnp.asarray([sde.t_min, sde.t_start])
+    alpha, sigma = np.asarray(sde.alpha(ends)), np.asarray(sde.sigma(ends))
+    whole = np.isfinite([alpha, sigma]).all() and min(alpha.min(), sigma.min()) > 0
+    if not (whole and sigma[0] * alpha[1] < sigma[1] * alpha[0]):
+        raise ConfigError(
+            f"config.sde.name={config.name!r} with these values goes from α={alpha[0]:.4g}, σ={sigma[0]:.4g} to "
+            f"α={alpha[1]:.4g}, σ={sigma[1]:.4g} in float32: both must be above 0 and finite, and σ/α must grow"
+        )
 
 
 def _betas(c: Any) -> np.ndarray:

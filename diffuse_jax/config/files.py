@@ -10,16 +10,14 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.schema import base
+from diffuse_jax.config.solvers import settle
 
-__all__ = ["ConfigError", "experiments", "override", "read", "resolve"]
+__all__ = ["experiments", "override", "read", "resolve"]
 
 
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", tuple: "a tuple, such as 1,2"}
-
-
-class ConfigError(ValueError):
-    """An experiment that cannot be read or built; the message is one line that names the field or the file."""
 
 
 def _folder() -> pathlib.Path:
@@ -75,14 +73,15 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """`config`, locked, with "--config.section.field=value" overrides applied, parsed by the type of the field; None
-    empties a field that `base()` leaves empty. ConfigError, in one line, for an unknown field or a value of another
-    type.
+    empties a field that `base()` leaves empty. With another solver or grid, what the new one does not read is emptied,
+    unless it is given too. ConfigError, in one line, for an unknown field or a value of another type.
     """
     for argument in overrides:
         if not argument.startswith(("--config.", "--noconfig.")):
             raise ConfigError(f"unknown argument {argument!r}: overrides read --config.section.field=value")
     values = flags.FlagValues()
     config.lock()
+    before = config.sampling.solver, config.sampling.grid
     overrides = list({argument.partition("=")[0]: argument for argument in overrides}.values())  # the last one counts
     emptied = [argument for argument in overrides if _empties(argument)]
     argv = ["diffuse-jax", *(argument for argument in overrides if argument not in emptied)]
@@ -93,6 +92,7 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         values(argv)
         config = values.config
+        settle(config.sampling, before, given={argument.partition("=")[0] for argument in overrides})
         # A run finds its data from wherever it is gone on with.
         if os.path.exists(config.data.source):
             config.data.source = os.path.abspath(config.data.source)

@@ -94,7 +94,7 @@ def _score_sde_sampling(flat: Mapping[str, Any], process: str) -> dict[str, Any]
     )
     return {
         "sampling.solver": f"score_sde:{predictor}" + ("" if corrector == "none" else f"+{corrector}"),
-        "sampling.kappa": 0.0 if flat.get("probability_flow") else 1.0,
+        "sampling.kappa": 0.0 if flat.get("probability_flow") else None,
         "sampling.steps": flat.get("num_scales", 1000),
         "sampling.finish": "mean" if flat.get("noise_removal", True) else "state",
     }

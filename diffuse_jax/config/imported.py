@@ -16,6 +16,7 @@ from diffuse_jax.config.build import DataInfo, Experiment, build
 from diffuse_jax.config.files import override
 from diffuse_jax.config.foreign_options import diffusers_fields, edm_fields, score_sde_fields
 from diffuse_jax.config.schema import NETWORKS, base, network
+from diffuse_jax.config.solvers import forget_unread
 from diffuse_jax.convert import (
     ConversionError,
     Weights,
@@ -83,6 +84,7 @@ def of_options(program: str, weights: Weights, options: Mapping[str, Any], overr
         section, field = name.split(".")
         config[section][field] = value
     config.data.labels = config.data.num_classes is not None
+    forget_unread(config.sampling)  # other programs state a number for every sampler
     config = override(config, overrides)
     c = config.data
     # Of what the network was trained on only the shape is known, and that it was images of 8 bits.

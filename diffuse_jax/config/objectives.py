@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffuse_jax import losses
-from diffuse_jax.config.files import ConfigError
+from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.solvers import choose
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.nets import LinenNet
@@ -47,8 +47,6 @@ def objectives(
         raise ConfigError("config.loss.times='table' needs a process of a table: config.sde.name='ddpm' or 'smld'")
     if not 0 < c.t_min < sde.T:
         raise ConfigError(f"config.loss.t_min={c.t_min} must lie between 0 and {sde.T}")
-    if not 0 <= config.data.augment <= 1:
-        raise ConfigError(f"config.data.augment={config.data.augment} must lie between 0 and 1")
     if len(shape) == 1 and (config.data.flip or config.data.dequantize or config.data.augment):
         raise ConfigError("config.data.flip, dequantize and augment are for images; the data are vectors")
     weight, times = choose(_WEIGHTS, c.weight, "loss.weight"), choose(_TIMES, c.times, "loss.times")

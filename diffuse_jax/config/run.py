@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json, write_json_atomic
 from diffuse_jax.config.build import DataInfo, Experiment, build
-from diffuse_jax.config.files import ConfigError
+from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.schema import base, network
+from diffuse_jax.config.solvers import forget_unread
 from diffuse_jax.denoiser import NetworkDenoiser
 
 __all__ = ["CHECKPOINTS", "check_fits", "load", "read_run", "restore", "write_run"]
@@ -75,6 +76,7 @@ def read_run(workdir: str | os.PathLike[str]) -> tuple[ConfigDict, DataInfo]:
             config.sde = ConfigDict(stored["sde"])
         config.lock()
         config.update(stored)
+        forget_unread(config.sampling)  # runs once recorded a value of every field
         return config, DataInfo(**data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         line = " ".join(str(error).split())

@@ -183,11 +183,13 @@ def base() -> ConfigDict:
                 # "score_sde:predictor+corrector" are score_sde's own sampler, with its grid in place of uniform:
                 # euler_maruyama, reverse_diffusion, ancestral or none, and langevin or ald.
                 "solver": "heun",
-                "steps": 20,
+                # 20 where None; a field below that the solver or the grid does not read must be None, and is its own
+                # default where it is.
+                "steps": placeholder(int),
                 # uniform in time, log_snr, karras, quadratic, cosine; leading, trailing or linspace: `steps` times of
                 # a table; explicit: `times`.
                 "grid": "uniform",
-                "rho": 7.0,
+                "rho": placeholder(float),
                 "times": placeholder(tuple),
                 # Where the grid ends; the process's own where None.
                 "t_min": placeholder(float),
@@ -199,22 +201,22 @@ def base() -> ConfigDict:
                 "order": placeholder(int),
                 "eta": placeholder(float),
                 # euler_maruyama, score_sde: 0 is the probability flow, 1 the reverse SDE.
-                "kappa": 1.0,
+                "kappa": placeholder(float),
                 # edm: S_churn, S_tmin, S_tmax and S_noise of EDM.
-                "churn": 0.0,
-                "churn_min": 0.0,
-                "churn_max": float("inf"),
-                "churn_noise": 1.0,
-                "snr": 0.16,
-                "corrector_steps": 1,
+                "churn": placeholder(float),
+                "churn_min": placeholder(float),
+                "churn_max": placeholder(float),
+                "churn_noise": placeholder(float),
+                "snr": placeholder(float),
+                "corrector_steps": placeholder(int),
                 # annealed_langevin: the step at the smallest noise level of NCSN, and that level (the grid's last
                 # where None).
-                "epsilon": 2e-5,
+                "epsilon": placeholder(float),
                 "sigma_last": placeholder(float),
                 # adaptive.
-                "rtol": 1e-5,
-                "atol": 1e-5,
-                "max_evaluations": 25_000,
+                "rtol": placeholder(float),
+                "atol": placeholder(float),
+                "max_evaluations": placeholder(int),
                 # The type in which the network computes: float32, bfloat16 or float16; that of model.dtype where None.
                 # States, times, noise and parameters stay float32.
                 "dtype": placeholder(str),

@@ -1,56 +1,83 @@
 """`config.sampling` as a solver, a grid of times and a finish."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffuse_jax import sampling, solvers, times
-from diffuse_jax.config.files import ConfigError
+from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.denoiser import from_score
 from diffuse_jax.sde import SDE, VE, VP, DiscreteVE, DiscreteVP, SubVP
 
-__all__ = ["CORRECTORS", "SOLVERS", "SamplingPlan", "choose", "sampling_plan"]
+__all__ = ["CORRECTORS", "FIELDS", "SOLVERS", "SamplingPlan", "choose", "forget_unread", "sampling_plan", "settle"]
 
 
-def _given(config: ConfigDict, **fields: str) -> dict[str, Any]:
-    """Arguments of a solver from the fields of those names; its own defaults stand where they are None."""
-    return {name: config[field] for name, field in fields.items() if config[field] is not None}
+class _Choice(NamedTuple):
+    """What makes a solver or a grid, and which field of `config.sampling` each of its arguments is. Where a field is
+    None it is that of `_DEFAULTS`, or the argument's own default."""
+
+    make: Callable[..., Any]
+    fields: Mapping[str, str]
+
+    def __call__(self, config: ConfigDict, *values: Any) -> Any:
+        given = {argument: _value(config, field) for argument, field in self.fields.items()}
+        return self.make(*values, **{argument: value for argument, value in given.items() if value is not None})
 
 
-SOLVERS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
-    "euler_maruyama": lambda c: solvers.euler_maruyama(c.kappa),
-    "euler_in_sigma": lambda c: solvers.euler_in_sigma(c.kappa),
-    "reverse_diffusion": lambda c: solvers.reverse_diffusion(),
-    "ancestral": lambda c: solvers.ancestral(),
-    "ddpm": lambda c: solvers.ancestral(variance="beta"),
-    "ddim": lambda c: solvers.ddim(**_given(c, eta="eta")),
-    "heun": lambda c: solvers.heun(),
-    "edm": lambda c: solvers.edm(c.churn, c.churn_min, c.churn_max, c.churn_noise),
-    "dpm_solver_single": lambda c: solvers.dpm_solver_single(**_given(c, order="order")),
-    "dpm_solver_multi": lambda c: solvers.dpm_solver_multi(**_given(c, order="order")),
-    "sde_dpm_solver": lambda c: solvers.sde_dpm_solver(**_given(c, order="order", eta="eta")),
-    "sa_solver": lambda c: solvers.sa_solver(**_given(c, order="order", eta="eta")),
-    "stochastic_runge_kutta": lambda c: solvers.stochastic_runge_kutta(**_given(c, eta="eta")),
-    "unipc": lambda c: solvers.unipc(**_given(c, order="order")),
-    "deis": lambda c: solvers.deis(**_given(c, order="order")),
-    "ipndm": lambda c: solvers.ipndm(**_given(c, order="order")),
-    "adaptive": lambda c: solvers.adaptive(c.rtol, c.atol, c.max_evaluations),
+_DEFAULTS = {"steps": 20}
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    return _DEFAULTS.get(field) if config[field] is None else config[field]
+
+
+def _reads(make: Callable[..., Any], *fields: str, **arguments: str) -> _Choice:
+    """`make` of the `fields` under their own names, and of others under the names of `arguments`."""
+    return _Choice(make, {field: field for field in fields} | arguments)
+
+
+SOLVERS: dict[str, _Choice] = {
+    "euler_maruyama": _reads(solvers.euler_maruyama, "kappa"),
+    "euler_in_sigma": _reads(solvers.euler_in_sigma, "kappa"),
+    "reverse_diffusion": _reads(solvers.reverse_diffusion),
+    "ancestral": _reads(solvers.ancestral),
+    "ddpm": _reads(partial(solvers.ancestral, variance="beta")),
+    "ddim": _reads(solvers.ddim, "eta"),
+    "heun": _reads(solvers.heun),
+    "edm": _reads(solvers.edm, "churn", "churn_min", "churn_max", noise_scale="churn_noise"),
+    "dpm_solver_single": _reads(solvers.dpm_solver_single, "order"),
+    "dpm_solver_multi": _reads(solvers.dpm_solver_multi, "order"),
+    "sde_dpm_solver": _reads(solvers.sde_dpm_solver, "order", "eta"),
+    "sa_solver": _reads(solvers.sa_solver, "order", "eta"),
+    "stochastic_runge_kutta": _reads(solvers.stochastic_runge_kutta, "eta"),
+    "unipc": _reads(solvers.unipc, "order"),
+    "deis": _reads(solvers.deis, "order"),
+    "ipndm": _reads(solvers.ipndm, "order"),
+    "adaptive": _reads(solvers.adaptive, "rtol", "atol", "max_evaluations"),
     # Annealed Langevin dynamics is a corrector that goes through the levels by itself.
-    "annealed_langevin": lambda c: _annealed_langevin(c),
+    "annealed_langevin": _reads(solvers.annealed_langevin, "epsilon", "sigma_last", steps="corrector_steps"),
 }
-CORRECTORS: dict[str, Callable[[ConfigDict], solvers.Solver]] = {
-    "langevin": lambda c: solvers.langevin(c.snr, c.corrector_steps),
-    "batch_langevin": lambda c: solvers.langevin(c.snr, c.corrector_steps, norm="batch"),
-    "annealed_langevin": lambda c: _annealed_langevin(c),
+CORRECTORS: dict[str, _Choice] = {
+    "langevin": _reads(solvers.langevin, "snr", steps="corrector_steps"),
+    "batch_langevin": _reads(partial(solvers.langevin, norm="batch"), "snr", steps="corrector_steps"),
+    "annealed_langevin": SOLVERS["annealed_langevin"],
 }
-#: The solvers that read a field which is empty unless given.
-_READ_BY = {
-    "order": ("dpm_solver_single", "dpm_solver_multi", "sde_dpm_solver", "sa_solver", "unipc", "deis", "ipndm"),
-    "eta": ("ddim", "sde_dpm_solver", "sa_solver", "stochastic_runge_kutta"),
+#: Grids of `steps` steps down to t_min, and those that give `steps` times of a table or the times themselves.
+_GRIDS: dict[str, _Choice] = {
+    "uniform": _reads(times.uniform, "t_min", n="steps"),
+    "log_snr": _reads(times.log_snr, "t_min", n="steps"),
+    "karras": _reads(times.karras, "t_min", "rho", n="steps"),
+    "quadratic": _reads(times.quadratic, "t_min", n="steps"),
+    "cosine": _reads(times.cosine, "t_min", n="steps"),
+    "leading": _reads(times.leading, n="steps"),
+    "trailing": _reads(times.trailing, n="steps"),
+    "linspace": _reads(times.linspace, n="steps"),
+    "explicit": _reads(times.explicit, "times"),
 }
 #: "score_sde:PREDICTOR" and "score_sde:PREDICTOR+CORRECTOR" are score_sde's own sampler of these processes, with its
 #: discretization of each, and where it ends if not where the process does.
@@ -62,34 +89,11 @@ _SCORE_SDE_OF: dict[type[SDE], tuple[str, float | None]] = {
     DiscreteVP: ("ddpm", 1e-3),
     DiscreteVE: ("smld", 1e-5),
 }
+#: The fields that the predictor and its grid read, and the corrector.
+_OF_SCORE_SDE, _OF_ITS_CORRECTOR = ("kappa", "steps", "t_min"), ("snr", "corrector_steps")
 _SHORT = {"pc": "reverse_diffusion+langevin"}
-#: Grids of `steps` steps down to t_min, and those that give `steps` times of a table or the times themselves.
-_GRIDS: dict[str, Callable[[SDE, ConfigDict], jax.Array]] = {
-    "uniform": lambda sde, c: times.uniform(sde, c.steps, c.t_min),
-    "log_snr": lambda sde, c: times.log_snr(sde, c.steps, c.t_min),
-    "karras": lambda sde, c: times.karras(sde, c.steps, c.t_min, rho=c.rho),
-    "quadratic": lambda sde, c: times.quadratic(sde, c.steps, c.t_min),
-    "cosine": lambda sde, c: times.cosine(sde, c.steps, c.t_min),
-    "leading": lambda sde, c: times.leading(sde, c.steps),
-    "trailing": lambda sde, c: times.trailing(sde, c.steps),
-    "linspace": lambda sde, c: times.linspace(sde, c.steps),
-    "explicit": lambda sde, c: times.explicit(sde, _times(c)),
-}
-_OF_TIMES = ("leading", "trailing", "linspace", "explicit")
 _FINISHES = {"mean": sampling.last_mean, "denoise": sampling.denoise_once, "state": sampling.last_state}
 _NOISES: dict[str, sampling.NoiseSource] = {"keyed": sampling.keyed_noise, "brownian": sampling.brownian_noise}
-
-
-def _times(config: ConfigDict) -> tuple[float, ...]:
-    if config.times is None:
-        raise ConfigError(
-            "config.sampling.times=None must be the times of the grid, with config.sampling.grid='explicit'"
-        )
-    return config.times
-
-
-def _annealed_langevin(config: ConfigDict) -> solvers.Solver:
-    return solvers.annealed_langevin(config.epsilon, config.sigma_last, config.corrector_steps)
 
 
 @dataclass(frozen=True)
@@ -105,21 +109,9 @@ class SamplingPlan:
 
 
 def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
-    """The plan of `config.sampling`; ConfigError naming the field that cannot be met."""
+    """The plan of `config.sampling`; ConfigError naming the field that cannot be met, or is not read."""
     name = _SHORT.get(config.solver, config.solver)
     predictor, plus, corrector = name.partition("+")
-    if config.steps < 1:
-        raise ConfigError(f"config.sampling.steps={config.steps} must be at least 1")
-    if config.corrector_steps < 1:
-        raise ConfigError(f"config.sampling.corrector_steps={config.corrector_steps} must be at least 1")
-    for field, readers in _READ_BY.items():
-        known = predictor in SOLVERS or predictor.startswith(_SCORE_SDE)
-        if config[field] is not None and known and predictor not in readers:
-            raise ConfigError(
-                f"config.sampling.{field}={config[field]} is not read by {predictor}, but by {', '.join(readers)}"
-            )
-    if config.t_min is not None and config.grid in _OF_TIMES:
-        raise ConfigError(f"config.sampling.t_min={config.t_min} is not read by config.sampling.grid={config.grid!r}")
     make = _score_sde if name.startswith(_SCORE_SDE) else _solver_and_grid
     try:
         solver, grid = make(config, sde, predictor, corrector if plus else None)
@@ -127,8 +119,58 @@ def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.sampling: {error}") from error
+    for field in sorted(_unread(config)):
+        if config[field] is not None:
+            raise ConfigError(
+                f"config.sampling.{field}={config[field]} is not read by {name} on grid={config.grid!r}, but by "
+                f"{', '.join(_readers(field))}: leave it out"
+            )
     finish = choose(_FINISHES, config.finish, "sampling.finish")
     return SamplingPlan(name, solver, grid, finish, choose(_NOISES, config.noise, "sampling.noise"))
+
+
+def settle(config: ConfigDict, before: tuple[str, str], given: Collection[str]) -> None:
+    """Empties the fields of `config.sampling` that its solver and grid do not read, where these are others than
+    `before`, (solver, grid), and with another solver order and eta, which mean something else to each; but for those
+    whose flags ("--config.sampling.NAME") are among `given`."""
+    if (config.solver, config.grid) == before:
+        return
+    other = {"order", "eta"} if config.solver != before[0] else set()
+    for field in _unread(config) | other:
+        if f"--config.sampling.{field}" not in given:
+            config[field] = None
+
+
+def forget_unread(config: ConfigDict) -> None:
+    """Empties the fields of `config.sampling` that its solver and grid do not read, as runs recorded them once."""
+    for field in _unread(config):
+        config[field] = None
+
+
+def _unread(config: ConfigDict) -> set[str]:
+    """The fields that some solver or grid reads, and those of `config.sampling` do not; none of an unknown name."""
+    predictor, _, corrector = _SHORT.get(config.solver, config.solver).partition("+")
+    if predictor.startswith(_SCORE_SDE):
+        return FIELDS - {*_OF_SCORE_SDE, *(_OF_ITS_CORRECTOR if corrector else ())}
+    used = [SOLVERS.get(predictor), _GRIDS.get(config.grid), *([CORRECTORS.get(corrector)] if corrector else [])]
+    if None in used:
+        return set()
+    return FIELDS - {field for choice in used if choice is not None for field in choice.fields.values()}
+
+
+def _readers(field: str) -> list[str]:
+    tables = {"": SOLVERS, "+": CORRECTORS, "grid=": _GRIDS}
+    named = [
+        f"{sign}{name}" for sign, table in tables.items() for name in table if field in table[name].fields.values()
+    ]
+    score_sde = [f"{_SCORE_SDE}PREDICTOR"] if field in _OF_SCORE_SDE else []
+    return [*named, *score_sde, *([f"{_SCORE_SDE}PREDICTOR+CORRECTOR"] if field in _OF_ITS_CORRECTOR else [])]
+
+
+#: All fields that one solver or grid reads and another does not.
+FIELDS = {
+    field for table in (SOLVERS, CORRECTORS, _GRIDS) for choice in table.values() for field in choice.fields.values()
+}
 
 
 def _solver_and_grid(
@@ -138,7 +180,11 @@ def _solver_and_grid(
     solver = make_solver(config)
     if corrector is not None:
         solver = solvers.predictor_corrector(solver, choose(CORRECTORS, corrector, "sampling.solver")(config))
-    grid = make_grid(sde, config)
+    if config.grid == "explicit" and config.times is None:
+        raise ConfigError(
+            "config.sampling.times=None must be the times of the grid, with config.sampling.grid='explicit'"
+        )
+    grid = make_grid(config, sde)
     if predictor == "annealed_langevin" and corrector is None:
         # It moves x at the times from which steps begin: the last one too.
         grid = jnp.append(grid, grid[-1])
@@ -154,18 +200,13 @@ def _score_sde(config: ConfigDict, sde: SDE, predictor: str, corrector: str | No
             f"config.sampling.grid={config.grid!r} is not read by {predictor}, whose times are those of score_sde: "
             "leave it at 'uniform'"
         )
-    if config.kappa not in (0, 1):
+    if config.kappa not in (None, 0, 1):
         raise ConfigError(f"config.sampling.kappa={config.kappa} must be 1 (the reverse SDE) or 0 (the flow)")
     discretization, t_min = _SCORE_SDE_OF[type(sde)]
-    solver = solvers.score_sde(
-        predictor.removeprefix(_SCORE_SDE),
-        corrector,
-        discretization,
-        snr=config.snr,
-        steps=config.corrector_steps,
-        probability_flow=config.kappa == 0,
-    )
-    grid = times.score_sde(sde, config.steps, t_min if config.t_min is None else config.t_min)
+    options = {"probability_flow": config.kappa == 0}
+    make = _reads(partial(solvers.score_sde, **options), "snr", steps="corrector_steps")
+    solver = make(config, predictor.removeprefix(_SCORE_SDE), corrector, discretization)
+    grid = times.score_sde(sde, _value(config, "steps"), t_min if config.t_min is None else config.t_min)
     # It says what it cannot do with these steps when it begins: here, and not where it is compiled.
     solver.init(jnp.zeros(1), grid, from_score(sde, lambda x, t: -x))
     return solver, grid

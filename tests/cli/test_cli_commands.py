@@ -20,7 +20,7 @@ from PIL import Image
 import diffuse_jax
 from diffuse_jax import solvers, times
 from diffuse_jax.cli.run import as_asked
-from diffuse_jax.config import load_data, override, read
+from diffuse_jax.config import load_data, read
 from diffuse_jax.config.run import read_run
 from diffuse_jax.config.solvers import SOLVERS
 
@@ -50,7 +50,7 @@ def test_five_lines_draw_what_the_command_writes(toy_run):
 
 @pytest.mark.parametrize("solver", [*SOLVERS, "pc", "ancestral+batch_langevin", "ddim+annealed_langevin"])
 def test_every_named_solver_draws_finite_samples(toy_run, solver, capsys):
-    loose = ["--config.sampling.rtol=0.1", "--config.sampling.atol=0.1"]
+    loose = ["--config.sampling.rtol=0.1", "--config.sampling.atol=0.1"] if solver == "adaptive" else []
     assert run("sample", f"--workdir={toy_run}", "--num=8", "--steps=3", f"--solver={solver}", *loose) == 0
     facts = json.loads((toy_run / "samples.json").read_text())
     assert facts["solver"] == {"pc": "reverse_diffusion+langevin"}.get(solver, solver) and facts["checkpoint"] == 8
@@ -62,11 +62,10 @@ def test_another_solver_takes_its_own_strength_of_noise_unless_one_is_given():
     assert config.sampling.eta is not None
 
     def eta(*words, **given):
-        args = argparse.Namespace(**{"solver": None, "steps": None} | given)
-        return override(as_asked(read("digits"), args), words).sampling.eta
+        return read("digits", as_asked(argparse.Namespace(**given), words)).sampling.eta
 
     assert eta() == eta(solver=config.sampling.solver) == eta(steps=3) == config.sampling.eta
-    assert eta(solver="heun") is None
+    assert eta(solver="heun") is None and eta("--config.sampling.solver=heun") is None
     assert eta("--config.sampling.eta=0.5", solver="ddim") == 0.5
 
 

@@ -69,7 +69,7 @@ def refused(capsys, *argv, status=2):
         ("--config.sde.name=nomodule:f", ["config.sde.name='nomodule:f'", "nomodule"]),
         ("--config.sde.name=builtins:len", ["config.sde.name='builtins:len'", "int"]),
         ("--config.sde.name=xx", ["config.sde.name='xx'", "vp, subvp, ve"]),
-        ("--config.sde.beta_max=-1.0", ["config.sde.beta_min=0.1", "below beta_max=-1.0"]),
+        ("--config.sde.beta_max=-1.0", ["config.sde.beta_max=-1.0", "above 0"]),
         ("--config.model.name=resnet", ["config.model.name='resnet'", "ncsnpp"]),
         ("--config.model.width=0", ["config.model", "width", "0"]),
         ("--config.optimizer.learning_rate=0.0", ["config.optimizer", "learning_rate"]),

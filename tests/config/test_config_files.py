@@ -204,10 +204,10 @@ def test_a_process_has_the_numbers_of_its_section():
         ("sde.name=xx", "vp, subvp, ve, cosine, edm, flow, ddpm, smld"),
         ("sde.s=-1.0", r"config\.sde\.s=-1\.0 must be at least 0"),
         ("sde.num_scales=1", r"config\.sde\.num_scales=1 must be at least 2"),
-        ("sde.sigma_min=60.0", r"config\.sde\.sigma_min=60\.0 must be positive and below sigma_max=50\.0"),
+        ("sde.sigma_min=60.0", r"config\.sde\.sigma_min=60\.0 must be below sigma_max=50\.0"),
         ("parameterization.label=index", r"config\.parameterization\.label='index': .* table, .* not VP"),
         ("parameterization.label=edm", r"config\.parameterization\.label='edm' is negative .* must be 'sigma'"),
-        ("parameterization.sigma_data=0.0", r"config\.parameterization: sigma_data=0\.0 must be positive"),
+        ("parameterization.sigma_data=0.0", r"config\.parameterization\.sigma_data=0\.0 must be above 0"),
     ],
 )
 def test_a_process_or_parameterization_that_cannot_be_met_is_refused_by_its_field(override, message):

@@ -17,7 +17,7 @@ from diffuse_jax import solvers
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli import _COMMANDS, _joined, _parser
 from diffuse_jax.cli.run import as_asked
-from diffuse_jax.config import build, override, read, sampling_plan
+from diffuse_jax.config import build, read, sampling_plan
 from diffuse_jax.config.run import CHECKPOINTS, write_run
 from diffuse_jax.sde import VP
 
@@ -104,7 +104,7 @@ def test_commands_of_the_page_have_the_flags_fields_and_extras_that_they_use(pag
             named = getattr(args, "config", None) or "digits"
             if named.endswith(".json"):  # another program's options
                 continue
-            config = override(as_asked(read(named), args), _joined(overrides))
+            config = read(named, as_asked(args, _joined(overrides)))
             if getattr(args, "solver", None):
                 sampling_plan(config.sampling, VP())
 
