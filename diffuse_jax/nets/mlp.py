@@ -13,7 +13,7 @@ _FREQUENCIES = np.geomspace(0.25, 8.0, 16).astype(np.float32)
 
 
 def log_time_features(t: jax.Array) -> jax.Array:
-    """Smooth features of a label t ≥ 0: u and [sin, cos](ω·u) of u = log(t + 10⁻³), (batch,) to (batch, 33).
+    """Smooth features of a label t ≥ 0: u, sin(ω·u) and cos(ω·u) with u = log(t + 10⁻³), (batch,) to (batch, 33).
 
     They tell apart times in [0, 1], noise levels over many decades, and step numbers alike.
     """
