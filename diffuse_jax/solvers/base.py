@@ -12,8 +12,8 @@ from diffuse_jax.sde import Array
 
 __all__ = ["Noise", "Solver", "predictor_corrector"]
 
-#: The i-th standard normal draw of a step, shaped like x.
 Noise = Callable[[Any], Array]
+"""`noise(i)` is the i-th standard normal draw of a step, shaped like x."""
 
 
 def _no_memory(x: Array, times: Array, denoise: Denoiser) -> tuple[()]:
@@ -29,7 +29,7 @@ class Solver:
     method carries from step to step, begun by `init(x, times, denoise) -> memory`. `order` is the order of the error in
     the step size for a deterministic solver, `weak_order` that of the moments for a stochastic one. `evaluations` is
     the number of calls of `denoise` a step and `start_evaluations` that of `init`; what a solver counts for itself
-    (batch,) `count` reads off the memory, and adds to these. Each is None where a solver states none. Functions given
+    (batch,) `count` reads off the memory, and adds to these. Each is None where it is not known. Functions given
     plainly are compared by identity under jit; numbers bound with `jax.tree_util.Partial` are leaves.
     """
 

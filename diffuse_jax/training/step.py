@@ -72,8 +72,8 @@ def train_step(
     """One update from a batch, a tree of arrays that share their leading axis B.
 
     `loss(params, batch, rows, rng) -> (B,)` gives the loss of each sample, drawing what concerns row i from
-    `rows.keys[i]` and dropout from `rng`; its mean is descended. `ema(step)` is the decay of the moving average, `step`
-    counting the updates made before this one. The metrics are float32 scalars: `loss`, and `grad_norm`, the global norm
+    `rows.keys[i]` and dropout from `rng`; the step minimises its mean. `ema(step)` is the decay of the moving average,
+    `step` counting the updates made before this one. The metrics are float32 scalars: `loss`, and `grad_norm`, the global norm
     of the gradient before clipping. With `accumulate` = k the gradient is the average over k parts of the batch, one
     after the other, each with the memory of its B/k rows: the same update, but for rounding and for dropout, whose key
     is the part's own. Under `axis_name` (for `jax.pmap`) the batch is this device's share, and loss and gradient are
