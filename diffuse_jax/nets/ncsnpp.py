@@ -46,7 +46,7 @@ class NCSNpp(nn.Module):
     "positional" reads a label t in 0..num_scales − 1. `conditional=False` ignores t there. `scale_by_sigma` divides
     the output by σ: t itself, or for "positional" entry ⌊t⌋ of the geometric table of num_scales levels from sigma_max
     down to sigma_min. `centered=False` says that x lies in [0, 1] and maps it to 2x − 1. `num_classes` adds class
-    labels (see __call__). `dtype` is the type of the convolutions and attention products (parameters, norms, softmax,
+    labels (see `__call__`). `dtype` is the type of the convolutions and attention products (parameters, norms, softmax,
     embeddings and output stay float32); `attention` "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat`
     recomputes residual blocks in the backward pass to save memory. A value that cannot work raises ValueError when the
     module is made.
