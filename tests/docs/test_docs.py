@@ -14,7 +14,7 @@ import jax
 import pytest
 import yaml
 
-from diffuse_jax import sde, solvers
+from diffuse_jax import nets, sde, solvers
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli import _COMMANDS, _joined, _parser
 from diffuse_jax.cli.run import as_asked
@@ -160,16 +160,15 @@ def test_every_solver_is_in_the_table_of_solvers():
     assert all(f"`{name}" in PAGES["docs/solvers.md"] for name in elsewhere)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in sde.__all__ if inspect.isclass(getattr(sde, name)) and name != "Array"]
-)
-def test_every_argument_of_a_process_is_explained_where_it_is_defined(name):
-    process = getattr(sde, name)
-    explained = inspect.getdoc(process).partition("Args:")[2]
-    missing = [
-        p for p in inspect.signature(process).parameters if not re.search(rf"^\s+{p}: \S", explained, re.MULTILINE)
-    ]
-    assert not missing, f"the docstring of {name} does not explain {missing}"
+PROCESSES = [getattr(sde, name) for name in sde.__all__ if inspect.isclass(getattr(sde, name)) and name != "Array"]
+
+
+@pytest.mark.parametrize("kind", [*PROCESSES, solvers.Solver, nets.NCSNpp, nets.DDPM, nets.SongUNet, nets.MLP])
+def test_every_argument_of_a_constructor_is_explained_where_it_is_defined(kind):
+    explained = inspect.getdoc(kind).partition("Args:")[2]
+    arguments = [name for name in inspect.signature(kind).parameters if name not in ("name", "parent")]  # Flax's own
+    missing = [name for name in arguments if not re.search(rf"^\s+{name}: \S", explained, re.MULTILINE)]
+    assert arguments and not missing, f"the docstring of {kind.__name__} does not explain {missing}"
 
 
 def test_every_public_name_has_its_api_page():
