@@ -40,7 +40,7 @@ class NCSNpp(nn.Module):
         attn_resolutions: Attention where the image's *height* is one of these.
         dropout: The probability of dropout in training.
         resamp_with_conv: The layers between "ddpm" blocks resample with a convolution.
-        conditional: Whether the network reads t.
+        conditional: Whether the blocks read t; the division by σ does in any case.
         fir: Resample with a separable FIR filter, else by nearest pixel and 2×2 mean.
         fir_kernel: The filter.
         skip_rescale: Divide sums of branches by √2.
@@ -50,7 +50,7 @@ class NCSNpp(nn.Module):
             features a level ("residual").
         progressive_input: The levels on the way down also read a smaller copy of the input ("input_skip") or of its
             features ("residual").
-        progressive_combine: How that copy is joined: "sum" or "cat".
+        progressive_combine: How the copy of "input_skip" is joined: "sum" or "cat".
         embedding_type: "fourier" reads t = σ > 0 through log σ; "positional" reads a label t.
         fourier_scale: The frequencies of "fourier" are drawn from N(0, fourier_scale²).
         init_scale: The factor on the variance of the last kernel of each branch at its start (0: almost zero).
