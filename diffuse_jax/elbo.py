@@ -90,15 +90,27 @@ def elbo(
     t_min: float | None = None,
     draw: Callable[[Array, Any, Array], Noise] = keyed_noise,
 ) -> ELBO:
-    """An unbiased estimate of the bound on log p of x (batch, …), by its terms, with each sample's randomness from its
-    own of `keys` (batch,).
+    """An unbiased estimate of the evidence lower bound on log p, by its terms.
 
-    `times` (n + 1,), decreasing, are the chain of L_T: `draws` noises for each of its steps. None is T → ∞: `draws`
-    evaluations at stratified uniform log-SNRs between t_min (the process's own where None, as for `log_prob`) and the
-    start of the process's grids. `reconstruction` is `gaussian_reconstruction`, `discrete_reconstruction(levels,
-    range)` or a function of yours. `draw(keys, stream, x)` makes the noise, independent for each stream: 0 for the
-    reconstruction, j + 1 for evaluation j. x is computed with in float32 at least. Raises ValueError where `draws` < 1,
-    or t_min is given beside `times`, which end at their own.
+    Args:
+        denoise: The denoiser.
+        x: Data (batch, …); computed with in float32 at least.
+        keys: Keys (batch,), of `sample_keys`: each sample's randomness is a function of its own.
+        times: The times (n + 1,), decreasing, of the chain of L_T; None is L_∞, continuous time.
+        draws: The noises for each step of the chain; or, in continuous time, the evaluations at stratified uniform
+            log-SNRs between t_min and the start of the process's grids.
+        reconstruction: −log p(x | z_0): `gaussian_reconstruction`, `discrete_reconstruction(levels, range)`, or a
+            function of yours.
+        cond: The condition of each sample, a pytree whose leaves lead with batch.
+        t_min: The last time in continuous time; None is the process's own, as for `log_prob`.
+        draw: `draw(keys, stream, x)` makes the noise, independent for each stream: 0 for the reconstruction, j + 1 for
+            evaluation j.
+
+    Returns:
+        The three terms in nats, each (batch,); `total` is the bound on log p.
+
+    Raises:
+        ValueError: Where `draws` < 1, or t_min is given beside `times`, which end at their own.
     """
     if draws < 1:
         raise ValueError(f"draws={draws}: at least 1 is needed")

@@ -103,17 +103,34 @@ def log_prob(
     atol: float = 1e-5,
     max_evaluations: int = 25_000,
 ) -> LogProb:
-    """log p of x (batch, …), taken as draws of x(t_min), in nats; t_min is the process's own where None, as for `elbo`
-    and `encode`. Published likelihoods under VP, sub-VP and VE take 1e-5 (2011.13456, appendix C).
+    """log p of data under the model, by the probability-flow ODE.
 
-    `trace(field, x, v)` gives a field at one sample x (…) and its divergence: one number (), or an estimate for each of
-    the probes v (k, …). `hutchinson_trace` and `gaussian_trace` need `keys` (batch,) (`sample_keys`), from which
-    `probes` standard normal draws a sample are made; they are held fixed through the solve, as an adaptive solver
-    requires, so that each gives an unbiased log p of its own and their spread the standard error. The first k of more
-    probes are the same. A sample that needs more than `max_evaluations` (six a step, and one) becomes NaN and is marked
-    `exhausted`. x is computed with in float32 at least. Raises ValueError where keys are missing, for less than one
-    probe or 7 evaluations, and for a denoiser that cannot be called with one sample, because it holds arrays of several
-    that are no `cond`.
+    The probes of an estimated trace are held fixed through the solve, as an adaptive solver requires: each gives an
+    unbiased log p of its own, and their spread the standard error. The first k of more probes are the same.
+
+    Args:
+        denoise: The denoiser. It is called with one sample at a time.
+        x: Data (batch, …), taken as draws of x(t_min); computed with in float32 at least.
+        trace: The divergence of the flow: `exact_trace`, `hutchinson_trace`, `gaussian_trace`, or a function of yours.
+            `trace(field, x, v)` gives a field at one sample x (…) and its divergence: one number (), or an estimate for
+            each of the probes v (k, …).
+        keys: Keys (batch,), of `sample_keys`, for the probes; the exact trace needs none.
+        probes: The standard normal draws for each sample from which an estimated trace is made; 2 or more give a
+            standard error.
+        cond: The condition of each sample, a pytree whose leaves lead with batch.
+        t_min: The time of which x(t_min) is the data; None is the process's own. Published likelihoods under VP, sub-VP
+            and VE take 1e-5 (2011.13456, appendix C).
+        rtol: Relative tolerance of the ODE solver, for each sample on its own.
+        atol: Absolute tolerance.
+        max_evaluations: The most evaluations of the denoiser for a sample, six a step and one. A sample that needs more
+            becomes NaN and is marked `exhausted`.
+
+    Returns:
+        log p in nats, with its error, the latent, the evaluations, and whether they ran out.
+
+    Raises:
+        ValueError: Where keys are missing, for less than one probe or 7 evaluations, and for a denoiser that cannot be
+            called with one sample, because it holds arrays of several that are no `cond`.
     """
     if probes < 1:
         raise ValueError(f"probes={probes}: at least 1 is needed, and 2 for a standard error")
@@ -152,8 +169,17 @@ def _standard_error(estimates: Array) -> Array:
 
 
 def dequantize(x: Array, u: Array, *, levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)) -> Array:
-    """Spreads discrete data over its cells: lo + (hi − lo)·(k + u)/levels for x = lo + (hi − lo)·k/(levels − 1) and u
-    in [0, 1) shaped like x."""
+    """Spreads discrete data over its cells: lo + (hi − lo)·(k + u)/levels for x = lo + (hi − lo)·k/(levels − 1).
+
+    Args:
+        x: Data with `levels` equally spaced values, the ends of `range` included.
+        u: Uniform numbers in [0, 1), shaped like x.
+        levels: The number of values.
+        range: The smallest and the largest of them, (lo, hi).
+
+    Returns:
+        Continuous data in [lo, hi), shaped like x.
+    """
     low, high = range
     k = jnp.round((x - low) / (high - low) * (levels - 1))
     return low + (high - low) * (k + u) / levels
@@ -183,16 +209,29 @@ def bits_per_dim(
     draws: int = 1,
     **solve: Any,
 ) -> Array:
-    """Bits a dimension of discrete data x (batch, …) with `levels` values in `range`: an upper bound on the code
-    length, (batch,).
+    """Bits per dimension of discrete data: an upper bound on the code length.
 
-    `dequantization(x, u, levels=…, range=…)` spreads each value over its cell, with uniform u drawn from `keys`
-    (batch,); None says that x has been dequantized already. With `draws` = K > 1 the bound is −log of the mean of p
-    over K dequantizations, which falls with K towards the code length of the cell's probability (Burda et al.,
-    1509.00519, theorem 1; 1902.00275, §3.1), at K solves, one after another. The rest goes to `log_prob`, with the
-    trace estimated (`hutchinson_trace`) unless said otherwise. An estimated trace keeps the bound in the mean for K = 1
-    only: in a mean of densities its errors do not average out, so take the exact trace or many probes there. Raises
-    ValueError for several draws of data that have been dequantized already.
+    With `draws` = K > 1 the bound is −log of the mean of p over K dequantizations, which falls with K towards the code
+    length of the cell's probability (Burda et al., 1509.00519, theorem 1; 1902.00275, §3.1). An estimated trace keeps
+    the bound in the mean for K = 1 only: in a mean of densities its errors do not average out, so take the exact trace
+    or many probes there.
+
+    Args:
+        denoise: The denoiser.
+        x: Data (batch, …) with `levels` equally spaced values in `range`.
+        keys: Keys (batch,), of `sample_keys`, for the dequantization and the probes of the trace.
+        levels: The number of values that an entry may have.
+        range: The smallest and the largest of them.
+        dequantization: `dequantization(x, u, levels=…, range=…)` spreads each value over its cell, u being uniform;
+            None says that x has been dequantized already.
+        draws: The number K of dequantizations, and of solves, one after another.
+        **solve: The rest of `log_prob`, whose trace is `hutchinson_trace` here unless given.
+
+    Returns:
+        Bits per dimension (batch,).
+
+    Raises:
+        ValueError: For less than one draw, several draws of data that have been dequantized already, and as `log_prob`.
     """
     if draws < 1 or (draws > 1 and dequantization is None):
         raise ValueError(

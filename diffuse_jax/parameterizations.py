@@ -1,6 +1,6 @@
 """What the output F of a network means: noise, x0, v, score, EDM's, flow, and the conventions of published networks.
 
-A parameterization states both members of `Denoised` in closed form,
+A parameterization gives both fields of `Denoised` in closed form,
 
     x0 = a·x + b·F,    eps = c·x + d·F,
 
@@ -205,7 +205,7 @@ def _first_channels(raw: Array, x: Array) -> Array:
 noise = Parameterization(_noise_coefficients, _noise_target)
 #: F = x0.
 x0 = Parameterization(_x0_coefficients, _x0_target)
-#: F = α·eps − σ·x0 (Salimans & Ho, 2202.00512, §4), for any α and σ: both members are finite at both ends of time.
+#: F = α·eps − σ·x0 (Salimans & Ho, 2202.00512, §4), for any α and σ: x0 and eps are finite at both ends of time.
 v = Parameterization(_v_coefficients, _v_target)
 #: F = ∇ log p_t(x).
 score = Parameterization(_score_coefficients, _score_target)

@@ -48,7 +48,16 @@ class Solution(NamedTuple):
 
 
 def sample_keys(seed: Any, first: Any, n: int) -> Array:
-    """Keys (n,) of the samples first, …, first + n − 1 of a seed (an integer or a key)."""
+    """One random key for each of the samples first, …, first + n − 1 of a seed.
+
+    Args:
+        seed: An integer, or a key of `jax.random.key`.
+        first: The number of the first sample.
+        n: How many.
+
+    Returns:
+        Keys (n,): that of sample i is a function of the seed and i alone.
+    """
     key = jax.random.key(seed) if jnp.issubdtype(jnp.result_type(seed), jnp.integer) else seed
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n, dtype=jnp.uint32))
 
@@ -115,9 +124,18 @@ def brownian_noise(keys: Array, stream: Any, x: Array, span: Span) -> Noise:
 
 
 def prior_sample(keys: Array, denoise: Denoiser, shape: tuple[int, ...] | None = None) -> Array:
-    """Draws of the process's prior, (batch, *shape), one a key; `shape` is the denoiser's own where None.
+    """Draws of the process's prior N(0, prior_std²·I), one for each key.
 
-    Raises ValueError where neither states the shape of one sample.
+    Args:
+        keys: Keys (batch,), of `sample_keys`.
+        denoise: The denoiser, whose `sde` has the prior.
+        shape: The shape of one sample; None is the denoiser's own.
+
+    Returns:
+        x at the end of time, (batch, *shape).
+
+    Raises:
+        ValueError: Where neither `shape` nor the denoiser gives the shape of one sample.
     """
     shape = getattr(denoise, "shape", None) if shape is None else shape
     if shape is None:
@@ -139,13 +157,26 @@ def solve(
     noise: NoiseSource = keyed_noise,
     path: bool = False,
 ) -> Solution:
-    """Takes x (batch, …) at times[0] along the grid `times` (N + 1,) to times[-1], in one scan.
+    """Takes x from times[0] along a grid of times to times[-1], in one scan.
 
-    The grid decreases; a solver of the probability flow also goes up, from data to latents. `x` defaults to draws of
-    the prior, which belong to the end of time; where it is given and nothing is drawn, `keys` may be None. `cond` is a
-    pytree whose leaves lead with batch. `noise` makes the draws of a step: `keyed_noise`, `brownian_noise`, or a
-    function of yours that returns recorded arrays. `path=True` keeps every state, x itself first. Raises ValueError
-    where it must draw from the prior and cannot.
+    Args:
+        keys: Keys (batch,), one a sample, of `sample_keys`; None where x is given and the solver draws no noise.
+        denoise: The denoiser.
+        solver: The solver, of `diffuse_jax.solvers` or your own.
+        times: The grid (N + 1,), decreasing, of `diffuse_jax.times`; a solver of the probability flow also goes up,
+            from data to latents.
+        x: The start (batch, …) at times[0]; None draws it from the prior, which belongs to the end of time.
+        cond: The condition of each sample, a pytree whose leaves lead with batch; None is unconditional.
+        noise: What makes the draws of a step: `keyed_noise`, `brownian_noise`, or a function of yours, such as one that
+            returns recorded arrays.
+        path: Keep every state, the start first.
+
+    Returns:
+        The last state, its mean without the last step's noise, the solver's memory, and the path (N + 1, batch, …) or
+            None.
+
+    Raises:
+        ValueError: Where x must be drawn from the prior, and there are no keys or the shape of a sample is unknown.
     """
     if x is None:
         if keys is None:
@@ -202,20 +233,56 @@ def sample(
     finish: Callable[[Solution, Array, Denoiser], Array] = last_mean,
     noise: NoiseSource = keyed_noise,
 ) -> Array:
-    """Samples (batch, …), one a key: `solve`, then `finish`, which is `last_mean`, `denoise_once`, `last_state` or a
-    function of yours."""
+    """Draws samples: `solve`, then `finish`.
+
+    Args:
+        keys: Keys (batch,), one a sample, of `sample_keys`; None where x is given and the solver draws no noise.
+        denoise: The denoiser: of a network, a score, or a closed form.
+        solver: The solver, of `diffuse_jax.solvers` or your own.
+        times: The grid (N + 1,), decreasing, of `diffuse_jax.times`.
+        x: The start (batch, …) at times[0]; None draws it from the prior.
+        cond: The condition of each sample, a pytree whose leaves lead with batch; None is unconditional.
+        finish: What is returned of the solution at t_min: its `last_mean`, `denoise_once` (E[x_0 | x], one evaluation
+            more), `last_state`, or a function of yours.
+        noise: What makes the draws of a step: `keyed_noise`, `brownian_noise`, or a function of yours.
+
+    Returns:
+        Samples (batch, …), in the range of the data that the denoiser knows.
+
+    Raises:
+        ValueError: Where x must be drawn from the prior, and there are no keys or the shape of a sample is unknown.
+    """
     solution = solve(keys, denoise, solver, times, x, cond=cond, noise=noise)
     return finish(solution, times[-1], Conditioned(denoise, cond))
 
 
 def encode(denoise: Denoiser, x: Array, *, t_min: float | None = None, **tolerances: Any) -> Transported:
-    """The latents at the end of time to which the probability flow takes x (batch, …), taken as states at t_min (the
-    process's own where None); `tolerances` and `cond` as in `solvers.transport`."""
+    """The latents to which the probability flow takes data, by the adaptive solver.
+
+    Args:
+        denoise: The denoiser.
+        x: Data (batch, …), taken as states at t_min.
+        t_min: The time from which they go; None is the process's own.
+        **tolerances: `cond`, `rtol`, `atol` and the rest of `solvers.transport`.
+
+    Returns:
+        The states at the end of time, the evaluations of each sample, and whether any ran out of them.
+    """
     sde = denoise.sde
     return transport(denoise, x, sde.t_min if t_min is None else t_min, sde.t_start, **tolerances)
 
 
 def decode(denoise: Denoiser, latent: Array, *, t_min: float | None = None, **tolerances: Any) -> Transported:
-    """The inverse of `encode`, to tolerance."""
+    """The data to which the probability flow takes latents: the inverse of `encode`, to tolerance.
+
+    Args:
+        denoise: The denoiser.
+        latent: States (batch, …) at the end of time.
+        t_min: The time to which they go; None is the process's own.
+        **tolerances: `cond`, `rtol`, `atol` and the rest of `solvers.transport`.
+
+    Returns:
+        The states at t_min, the evaluations of each sample, and whether any ran out of them.
+    """
     sde = denoise.sde
     return transport(denoise, latent, sde.t_start, sde.t_min if t_min is None else t_min, **tolerances)

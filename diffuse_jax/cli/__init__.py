@@ -1,6 +1,7 @@
 """The command line: diffuse-jax train | sample | evaluate | likelihood | import | export | list."""
 
 import argparse
+import importlib.metadata
 import os
 import pathlib
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from diffuse_jax.cli.interrupts import INTERRUPTED, STATUS, Interruptible, end, end_interrupted
+from diffuse_jax.cli.solver_help import solver_help
 
 __all__ = ["main", "run"]
 
@@ -37,11 +39,10 @@ _COMMANDS = {
     "list": "The built-in experiments.",
 }
 
-_SOLVERS = """\
-solvers: euler_maruyama, reverse_diffusion, ancestral, ddpm (stochastic); ddim, heun, unipc, dpm_solver_multi, adaptive
-(probability flow), and the others of docs/solvers.md. A corrector follows a plus: reverse_diffusion+langevin (short:
-pc), or +batch_langevin, +annealed_langevin. score_sde:PREDICTOR[+CORRECTOR] is score_sde's own sampler:
-euler_maruyama, reverse_diffusion, ancestral or none; langevin or ald.
+_TRAIN = """\
+Any field of the experiment can be changed: --config.section.field=value, as in --config.training.steps=2000 or
+--config.model.ch_mult='(1, 2, 2)'. `--dry_run` prints every field with its value; docs/howto/experiments.md says what
+each is, and what it may be.
 """
 
 
@@ -52,15 +53,25 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help)\n")
 
 
+class _Version(argparse.Action):
+    """Looks the versions up only where they are asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        versions = {name: importlib.metadata.version(name) for name in ("diffuse-jax", "jax")}
+        print(", ".join(f"{name} {version}" for name, version in versions.items()))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="diffuse-jax", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw, allow_abbrev=False
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions of diffuse-jax and JAX")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
     made = {}
     for name, text in _COMMANDS.items():
-        epilog = _SOLVERS if name in ("sample", "evaluate") else None
+        epilog = {"train": _TRAIN, "sample": solver_help(), "evaluate": solver_help()}.get(name)
         made[name] = commands.add_parser(
             name, help=text, description=text, epilog=epilog, formatter_class=raw, allow_abbrev=False
         )
@@ -92,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         made[name].add_argument("--num", type=_integer(least), metavar="N", help=text)
     for name in ("sample", "evaluate"):
-        made[name].add_argument("--solver", help="the solver (default: config.sampling.solver)")
+        made[name].add_argument(
+            "--solver", metavar="NAME", help="the solver, one of those below (default: config.sampling.solver)"
+        )
         made[name].add_argument(
             "--steps", type=_integer(1), metavar="N", help="its steps (default: config.sampling.steps)"
         )

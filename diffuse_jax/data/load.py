@@ -24,13 +24,24 @@ def load_dataset(
     labels: bool = False,
     skip_unreadable: bool = False,
 ) -> Dataset:
-    """The data set that `source` names.
+    """The data set that `source` names: what `config.data` is read by.
 
-    `digits`; `moons`, `checkerboard`, `eight_gaussians` or `rings`; `tfds:NAME` (or `tfds:FOLDER`) for prepared TFDS
-    data; a path to a `.npy` or `.npz` file; or a path to a folder of images, for which `image_size` is required and
-    `skip_unreadable` leaves out what cannot be decoded. An existing folder wins over a name. `holdout` is the share of
-    rows kept for testing where the source has no test split of its own; `labels` adds class labels to the rows. Raises
-    DataError, with one line that says what would do, for anything that cannot be loaded as asked.
+    Args:
+        source: `digits`; `moons`, `checkerboard`, `eight_gaussians` or `rings`; `tfds:NAME` (or `tfds:FOLDER`) for
+            prepared TFDS data; the path of a `.npy` or `.npz` file; or the path of a folder of images. An existing
+            folder wins over a name.
+        image_size: The side of the images in pixels: required for a folder, whose images are cropped and resized to it,
+            and checked against other sources.
+        channels: 1 for grey, 3 for RGB; None is what the data have.
+        holdout: The share of rows kept for testing, where the source has no test split of its own.
+        labels: Add class labels to the rows.
+        skip_unreadable: Leave out images of a folder that cannot be decoded, instead of refusing the folder.
+
+    Returns:
+        The training and the test rows, with their shape, grey levels and number of classes.
+
+    Raises:
+        DataError: With one line that says what would do, for anything that cannot be loaded as asked.
     """
     if image_size is not None and image_size < 1:
         raise DataError(f"image_size is {image_size}: give the side of the images in pixels, at least 1")
@@ -91,12 +102,22 @@ def from_arrays(
     num_classes: int | None = None,
     holdout: float = 0.1,
 ) -> Dataset:
-    """A data set of arrays in memory: uint8 images (n, h, w, 1 or 3), or numbers (n, d) that become float32; with
-    labels as {"x": …, "label": (n,) integers}.
+    """A data set of arrays in memory.
 
-    Without `test`, `holdout` of the rows are the test part. `levels` counts the grey levels of images whose bytes are
-    round(255·k/(levels − 1)), 256 unless given, and `num_classes` the classes, one more than the largest label unless
-    given. Raises DataError where a shape, type, length or value does not fit.
+    Args:
+        train: uint8 images (n, h, w, 1 or 3), or numbers (n, d) that become float32; with labels as
+            {"x": …, "label": (n,) integers}.
+        test: The same, for the test part; None takes it from `train`.
+        name: What messages call the data.
+        levels: The number of grey levels of images whose bytes are round(255·k/(levels − 1)); None is 256.
+        num_classes: The number of classes; None is one more than the largest label.
+        holdout: The share of rows that are the test part where `test` is None.
+
+    Returns:
+        The training and the test rows, with their shape, grey levels and number of classes.
+
+    Raises:
+        DataError: Where a shape, type, length or value does not fit.
     """
     parts = [
         checked(part, f"{name}, {which}") for which, part in (("train", train), ("test", test)) if part is not None
@@ -149,8 +170,18 @@ def checked(part: ArraysLike, name: str) -> Arrays:
 
 
 def array_file(path: str, *, holdout: float = 0.1, labels: bool = False) -> Dataset:
-    """A data set from a `.npy` file of one array, or from a `.npz` file with x and, optionally, label, x_test and
-    label_test; see `from_arrays`.
+    """A data set from a NumPy file; see `from_arrays`.
+
+    Args:
+        path: A `.npy` file of one array, or a `.npz` file with x and, optionally, label, x_test and label_test.
+        holdout: The share of rows that are the test part where the file has no x_test.
+        labels: Add the labels to the rows.
+
+    Returns:
+        The training and the test rows, with their shape, grey levels and number of classes.
+
+    Raises:
+        DataError: Where the file cannot be read, or its arrays do not fit.
     """
     try:
         content = np.load(path, allow_pickle=False)

@@ -18,8 +18,13 @@ __all__ = ["Drawn", "Sampler"]
 
 
 class Drawn(NamedTuple):
-    """Samples (n, …), the evaluations that each took (n,), NaN where the solver states none, and their paths
-    (n, N + 1, …) where asked for."""
+    """Samples and what they cost.
+
+    Args:
+        x: The samples (n, …).
+        evaluations: The evaluations that each took (n,); NaN where the solver does not say.
+        path: Their states (n, N + 1, …) along the grid, where asked for.
+    """
 
     x: np.ndarray
     evaluations: np.ndarray
@@ -27,10 +32,17 @@ class Drawn(NamedTuple):
 
 
 class Sampler:
-    """A solver on a grid of times, compiled once for chunks of `batch_size` samples spread over `mesh`.
+    """A solver on a grid of times, compiled once for chunks of samples that are spread over devices.
 
-    `finish` and `noise` are those of `diffuse_jax.sample`. A call draws the samples 0 … n − 1 of a seed; a denoiser
-    with other parameters does not recompile.
+    A call draws the samples 0 … n − 1 of a seed; a denoiser with other parameters does not recompile.
+
+    Args:
+        solver: The solver.
+        times: The grid (N + 1,).
+        finish: What is returned of a solution, as in `diffuse_jax.sample`.
+        mesh: The devices, of `training.make_mesh`.
+        batch_size: The samples of one chunk.
+        noise: What makes the draws of a step, as in `diffuse_jax.sample`.
     """
 
     def __init__(
@@ -65,8 +77,22 @@ class Sampler:
         path: bool = False,
         progress: str | None = None,
     ) -> Drawn:
-        """Samples 0 … n − 1 of `seed`, with class `labels` (n,) where given. FloatingPointError where one is not
-        finite, as where the adaptive solver ran out of steps."""
+        """Draws the samples 0 … n − 1 of a seed.
+
+        Args:
+            denoise: The denoiser.
+            seed: The seed; sample i is a function of it and i alone.
+            n: How many.
+            labels: Class labels (n,), the condition of each sample.
+            path: Keep every state.
+            progress: The name of a progress bar on stderr; None draws none.
+
+        Returns:
+            The samples, the evaluations that each took, and their paths.
+
+        Raises:
+            FloatingPointError: Where a sample is not finite, as where the adaptive solver ran out of steps.
+        """
         key = jax.random.key(seed)
         denoise = everywhere(self._mesh, denoise)
 

@@ -15,11 +15,21 @@ Features = Callable[[np.ndarray], np.ndarray]
 
 
 def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """The squared Fréchet (Wasserstein-2) distance between N(mean_a, cov_a) and N(mean_b, cov_b), in float64; means
-    (d,), covariances (d, d), which may be singular.
+    """The squared Fréchet (Wasserstein-2) distance between N(mean_a, cov_a) and N(mean_b, cov_b), in float64.
 
-    Both square roots are taken by `eigh`, whose eigenvalues are clipped at zero. Raises ValueError where the shapes do
-    not fit or a number is not finite.
+    Both square roots are taken by `eigh`, whose eigenvalues are clipped at zero.
+
+    Args:
+        mean_a: (d,).
+        cov_a: (d, d), which may be singular.
+        mean_b: (d,).
+        cov_b: (d, d), which may be singular.
+
+    Returns:
+        The distance, at least 0.
+
+    Raises:
+        ValueError: Where the shapes do not fit or a number is not finite.
     """
     mean_a, cov_a, mean_b, cov_b = (np.asarray(v, np.float64) for v in (mean_a, cov_a, mean_b, cov_b))
     d = mean_a.size
@@ -38,8 +48,12 @@ def frechet_distance(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """The mean (d,) and the sum of squared deviations (d, d) of `count` feature vectors, in float64; chunks are
-    gathered with `+` (Chan et al. 1983).
+    """The first two moments of feature vectors, in float64; chunks are gathered with `+` (Chan et al. 1983).
+
+    Args:
+        count: The number of vectors.
+        mean: Their mean (d,).
+        scatter: Their sum of squared deviations (d, d).
     """
 
     count: int
@@ -77,9 +91,13 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class PCAFeatures:
-    """A feature space stated by data alone: pixels in [0, 1], flattened, less the `mean` (D,), projected on
-    orthonormal `components` (D, dims), the directions of largest variance of the images it was fitted to. Called with
-    uint8 images (n, h, w, c) it returns features (n, dims), float64.
+    """A feature space defined by data alone, made by `PCAFeatures.fit`: pixels in [0, 1], flattened, centred, and
+    projected on the directions of largest variance of the images it was fitted to. Called with uint8 images
+    (n, h, w, c) it returns features (n, dims), float64.
+
+    Args:
+        mean: The mean of the pixels (D,).
+        components: Orthonormal directions (D, dims).
     """
 
     mean: np.ndarray
@@ -110,8 +128,16 @@ class PCAFeatures:
 
 
 def frechet_between(features: Features, images_a: np.ndarray, images_b: np.ndarray, *, chunk: int = 10_000) -> float:
-    """`frechet_distance` of the features of two sets of uint8 images, at least two in each, read `chunk` images at a
-    time.
+    """`frechet_distance` of the features of two sets of images.
+
+    Args:
+        features: A feature space, such as `PCAFeatures`.
+        images_a: uint8 images (n, …), at least two.
+        images_b: uint8 images (m, …), at least two.
+        chunk: The images read at a time.
+
+    Returns:
+        The distance, at least 0.
     """
     a, b = (statistics(features, images, chunk) for images in (images_a, images_b))
     return frechet_distance(a.mean, a.cov, b.mean, b.cov)
@@ -128,13 +154,25 @@ def statistics(features: Features, images: np.ndarray, chunk: int = 10_000) -> S
 
 
 def frechet_ratio(samples: np.ndarray, real: np.ndarray, *, dims: int = 20, splits: int = 5, seed: int = 0) -> float:
-    """How far samples are from real images, in units of how far real images are from each other: the mean, over
-    `splits` random halvings of the real images into A and B, of FD(samples, A) / FD(B, A), with FD in the
-    `PCAFeatures` of A.
+    """How far samples are from real images, in units of how far real images are from each other: the mean, over random
+    halvings of the real images into A and B, of FD(samples, A) / FD(B, A), with FD in the `PCAFeatures` of A.
 
     Fresh real images score about 1; a complete copy of the real ones scores 1/4, because its mean and covariance lie
     halfway between those of A and B. A Fréchet distance falls with the number of samples, so give at least as many as
-    half B has; fewer read as worse. uint8 images (n, …) of one shape; at least four real ones.
+    half B has; fewer read as worse.
+
+    Args:
+        samples: uint8 images (n, …).
+        real: uint8 images (m, …) of the same shape, at least four.
+        dims: The number of principal components.
+        splits: The number of halvings.
+        seed: The seed of the halvings.
+
+    Returns:
+        The ratio; smaller is better.
+
+    Raises:
+        ValueError: For fewer than four real images or less than one halving.
     """
     if len(real) < 4 or splits < 1:
         raise ValueError(

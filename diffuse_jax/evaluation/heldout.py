@@ -29,6 +29,14 @@ def mean_and_error(values: np.ndarray) -> tuple[float, float]:
 class HeldoutLoss:
     """The loss of the first n rows of a source, or of all where there are fewer, each always with the same time and
     noise: two networks differ by their parameters alone. A call maps parameters to losses (n,), and compiles once.
+
+    Args:
+        loss: The objective, `loss(params, batch, rows, rng) -> (batch,)`.
+        source: The held-out rows.
+        n: How many of them.
+        seed: The seed of times and noise.
+        mesh: The devices, of `training.make_mesh`.
+        batch_size: The rows of one compiled call.
     """
 
     def __init__(self, loss: Objective, source: Source, n: int, *, seed: int, mesh: Mesh, batch_size: int) -> None:
@@ -48,8 +56,14 @@ class HeldoutLoss:
 
 
 class Likelihoods(NamedTuple):
-    """Of each row: log p in nats of the (dequantized) data in the model's range, its standard error from the trace's
-    estimate (0 for the exact one, NaN for one probe), bits a dimension, evaluations of the network; all (n,)."""
+    """The likelihood of each row, all (n,).
+
+    Args:
+        log_prob: log p in nats of the (dequantized) data in the model's range.
+        error: Its standard error from the estimate of the trace: 0 for the exact one, NaN for one probe.
+        bits_per_dim: Bits per dimension.
+        evaluations: The evaluations of the network.
+    """
 
     log_prob: np.ndarray
     error: np.ndarray
@@ -74,9 +88,33 @@ def likelihoods(
     batch_size: int,
     progress: str | None = None,
 ) -> Likelihoods:
-    """The likelihoods of the first n rows of a source. Discrete data (`levels`) are dequantized uniformly, and their
-    bits are an upper bound on a code length; bits of continuous data are those of the density itself. An estimated
-    trace has `probes` a row. FloatingPointError where a solve did not finish."""
+    """The likelihoods of the first n rows of a source.
+
+    Discrete data are dequantized uniformly, and their bits are an upper bound on a code length; bits of continuous data
+    are those of the density itself.
+
+    Args:
+        denoise: The denoiser.
+        source: The rows.
+        n: How many of them.
+        seed: The seed of dequantization and probes.
+        levels: The number of grey levels; None for continuous data.
+        centered: Whether the model's data lie in [−1, 1], else in [0, 1].
+        trace: `likelihood.exact_trace`, `hutchinson_trace` or `gaussian_trace`.
+        probes: Probes of an estimated trace for each row.
+        t_min: The time of which x(t_min) is the data.
+        rtol: Relative tolerance of the ODE solver.
+        atol: Absolute tolerance.
+        mesh: The devices, of `training.make_mesh`.
+        batch_size: The rows of one compiled call.
+        progress: The name of a progress bar on stderr; None draws none.
+
+    Returns:
+        log p, its error, bits per dimension and evaluations of each row.
+
+    Raises:
+        FloatingPointError: Where a row's solve did not finish.
+    """
     keys = sample_keys(seed, 0, n)
     low, high = (-1.0, 1.0) if centered else (0.0, 1.0)
 

@@ -12,11 +12,20 @@ GAP_GREY = 128
 
 
 def image_grid(images: np.ndarray, *, columns: int | None = None, pad: int = 2, min_tile: int = 32) -> np.ndarray:
-    """uint8 images (n, h, w, 1 or 3) as one picture (H, W, 1 or 3), row by row, in ceil(√n) columns unless given, with
-    `pad` pixels of grey around every tile.
+    """Images as one picture, row by row.
 
-    Images with a side below `min_tile` are enlarged by the smallest whole factor that reaches it, without smoothing.
-    Raises ValueError for other shapes and types.
+    Args:
+        images: uint8 (n, h, w, 1 or 3).
+        columns: The images in a row; None is ceil(√n).
+        pad: The pixels of grey around every image.
+        min_tile: Images with a side below it are enlarged, by the smallest whole factor that reaches it, without
+            smoothing.
+
+    Returns:
+        uint8 (H, W, 1 or 3).
+
+    Raises:
+        ValueError: For other shapes and types.
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3) or len(images) == 0:

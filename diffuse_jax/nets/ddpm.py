@@ -22,12 +22,29 @@ from diffuse_jax.nets.unet import UNet
 class DDPM(nn.Module):
     """The DDPM U-Net. It normalises in 32 groups, so nf is a multiple of 32.
 
-    Level i has nf·ch_mult[i] channels and num_res_blocks blocks on the way down; attention where the image's *height*
-    is in attn_resolutions. The image is halved and doubled by nearest pixel and 2×2 mean, or with a convolution if
-    `resamp_with_conv`. t is a label in 0..num_scales − 1, embedded by position unless `conditional` is False.
-    `scale_by_sigma` divides the output by entry ⌊t⌋ of the geometric table of num_scales levels from sigma_max down to
-    sigma_min. `centered=False` says that x lies in [0, 1] and maps it to 2x − 1. `num_classes`, `dtype`, `attention`
-    and `remat` are those of `NCSNpp`. A value that cannot work raises ValueError when the module is made.
+    Args:
+        nf: The channels of the first level; level i has nf·ch_mult[i].
+        ch_mult: The multiple of nf at each level; between levels the image is halved.
+        num_res_blocks: Residual blocks a level on the way down.
+        attn_resolutions: Attention where the image's *height* is one of these.
+        dropout: The probability of dropout in training.
+        resamp_with_conv: Halve and double the image with a convolution, else by nearest pixel and 2×2 mean.
+        conditional: Whether the network reads t, a label that is embedded by position.
+        nonlinearity: The activation.
+        scale_by_sigma: Divide the output by entry ⌊t⌋ of the geometric table of num_scales levels from sigma_max down
+            to sigma_min.
+        centered: Whether x lies in [−1, 1]; if not, it lies in [0, 1] and is mapped to 2x − 1.
+        sigma_min: The smallest level of the table that `scale_by_sigma` reads.
+        sigma_max: The largest.
+        num_scales: The number of its levels; labels t are 0..num_scales − 1.
+        num_classes: The number of classes that `cond` names; None has no classes.
+        dtype: The type of the convolutions and attention products; parameters, norms, softmax, embeddings and output
+            stay float32.
+        attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
+        remat: Recompute residual blocks in the backward pass, to save memory.
+
+    Raises:
+        ValueError: When the module is made, for a value that cannot work.
     """
 
     nf: int = 128

@@ -36,15 +36,30 @@ class SongUNet(nn.Module):
     """EDM's DDPM++, and with embedding_type="fourier", channel_mult_noise=2, encoder_type="residual" and
     resample_filter=(1, 3, 3, 1) its NCSN++; with channel_mult (2, 2, 2) those of CIFAR-10.
 
-    Width and depth: level i has model_channels·channel_mult[i] channels and num_blocks blocks on the way down, and
-    attention where img_resolution/2^i is in attn_resolutions; img_resolution=None stands for the image's own height.
-    Embedding: `embedding_type` features of the label t, model_channels·channel_mult_noise of them, plus a linear map of
-    the class vector and one of the augmentation's, into an MLP of width model_channels·channel_mult_emb.
-    `encoder_type`, `decoder_type`: see `UNet`. `resample_filter` is a separable filter of even length. `label_dropout`
-    is the chance that training hides a class. `out_channels=None`: as many as the image has. `dtype` is the type of
-    convolutions and attention products (parameters, norms, softmax, embedding and output stay float32); `attention`
-    "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat` recomputes blocks in the backward pass to save
-    memory. A value that cannot work raises ValueError when the module is made.
+    Args:
+        img_resolution: The height of the image by which levels with attention are counted; None is the image's own.
+        out_channels: The channels of the output; None is as many as the image has.
+        label_dim: The length of the class vector; 0 has no classes.
+        augment_dim: The length of the vector that says how the image was augmented; 0 has none.
+        model_channels: The channels of the first level; level i has model_channels·channel_mult[i].
+        channel_mult: The multiple of model_channels at each level.
+        channel_mult_emb: The width of the embedding, in model_channels.
+        num_blocks: Residual blocks a level on the way down.
+        attn_resolutions: Attention where img_resolution/2^i is one of these.
+        dropout: The probability of dropout in training.
+        label_dropout: The probability that training hides a class.
+        embedding_type: The features of the label t: "positional" or "fourier".
+        channel_mult_noise: Their number, in model_channels.
+        encoder_type: The kind of the way down; see `edm_unet.UNet`.
+        decoder_type: The kind of the way up; see `edm_unet.UNet`.
+        resample_filter: A separable filter of even length.
+        dtype: The type of the convolutions and attention products; parameters, norms, softmax, embeddings and output
+            stay float32.
+        attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
+        remat: Recompute blocks in the backward pass, to save memory.
+
+    Raises:
+        ValueError: When the module is made, for a value that cannot work.
     """
 
     img_resolution: int | None = None

@@ -259,7 +259,7 @@ def positional_features(
     base: float | np.floating[Any] = np.e,
     cosines_first: bool = False,
 ) -> jax.Array:
-    """[sin, cos](t·base^exponents), or the cosines first (arXiv:1706.03762): (batch,) to (batch, size); an odd size
+    """Sines and cosines of t·base^exponents, or the cosines first (1706.03762): (batch,) to (batch, size); an odd size
     ends with 0.
 
     The ⌊size/2⌋ powers are 10000^(−k/steps), by default with steps = ⌊size/2⌋ − 1. An angle may be a thousand times its

@@ -13,7 +13,7 @@ _FREQUENCIES = np.geomspace(0.25, 8.0, 16).astype(np.float32)
 
 
 def log_time_features(t: jax.Array) -> jax.Array:
-    """Smooth features of a label t ≥ 0: u and [sin, cos](ω·u) of u = log(t + 10⁻³), (batch,) to (batch, 33).
+    """Smooth features of a label t ≥ 0: u, sin(ω·u) and cos(ω·u) with u = log(t + 10⁻³), (batch,) to (batch, 33).
 
     They tell apart times in [0, 1], noise levels over many decades, and step numbers alike.
     """
@@ -23,11 +23,17 @@ def log_time_features(t: jax.Array) -> jax.Array:
 
 
 class MLP(nn.Module):
-    """`depth` residual layers of `width` swish units, each shifted by an embedding of time (and class).
+    """A residual multilayer perceptron of swish units, each layer shifted by an embedding of time (and class).
 
-    The output is smooth in x and in t ≥ 0, which may be a time in [0, 1], a noise level or a step number. `frequencies`
-    = k adds sin and cos of π·x, 2π·x, …, 2^(k−1)·π·x to the input: data in [−1, 1] with sharp edges are learnt sooner
-    (2006.10739). `num_classes` as in `NCSNpp`.
+    The output is smooth in x and in t ≥ 0, which may be a time in [0, 1], a noise level or a step number.
+
+    Args:
+        width: The units of a layer.
+        depth: The number of residual layers.
+        frequencies: k adds sin and cos of π·x, 2π·x, …, 2^(k−1)·π·x to the input: data in [−1, 1] with sharp edges are
+            learnt sooner (2006.10739).
+        dropout: The probability of dropout in training.
+        num_classes: The number of classes that `cond` names; None has no classes.
     """
 
     width: int = 128

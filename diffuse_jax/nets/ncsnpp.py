@@ -33,23 +33,42 @@ _CHOICES = {
 class NCSNpp(nn.Module):
     """The NCSN++ U-Net; by default the CIFAR-10 network of the VE process trained in continuous time.
 
-    Width and depth: level i has nf·ch_mult[i] channels and num_res_blocks blocks on the way down; attention where the
-    image's *height* is in attn_resolutions. `resblock_type`: "biggan" blocks halve and double the image themselves,
-    "ddpm" ones leave it to layers between them, which convolve if `resamp_with_conv`. `fir` resamples with the
-    separable `fir_kernel`, else by nearest pixel and 2×2 mean. `skip_rescale` divides sums of branches by √2.
-    `progressive_input`: the levels on the way down read a smaller copy of the input ("input_skip", joined as
-    `progressive_combine` says) or of its features ("residual"). `progressive`: the output is the sum of one image a
-    level ("output_skip") or of features a level ("residual"). `init_scale` scales the variance of the last kernel of
-    each branch (0: almost zero).
+    Args:
+        nf: The channels of the first level; level i has nf·ch_mult[i].
+        ch_mult: The multiple of nf at each level; between levels the image is halved.
+        num_res_blocks: Residual blocks a level on the way down.
+        attn_resolutions: Attention where the image's *height* is one of these.
+        dropout: The probability of dropout in training.
+        resamp_with_conv: The layers between "ddpm" blocks resample with a convolution.
+        conditional: Whether the blocks read t; the division by σ does in any case.
+        fir: Resample with a separable FIR filter, else by nearest pixel and 2×2 mean.
+        fir_kernel: The filter.
+        skip_rescale: Divide sums of branches by √2.
+        resblock_type: "biggan" blocks halve and double the image themselves; "ddpm" ones leave it to layers between
+            them.
+        progressive: The output is that of the last level ("none"), the sum of one image a level ("output_skip"), or of
+            features a level ("residual").
+        progressive_input: The levels on the way down also read a smaller copy of the input ("input_skip") or of its
+            features ("residual").
+        progressive_combine: How the copy of "input_skip" is joined: "sum" or "cat".
+        embedding_type: "fourier" reads t = σ > 0 through log σ; "positional" reads a label t.
+        fourier_scale: The frequencies of "fourier" are drawn from N(0, fourier_scale²).
+        init_scale: The factor on the variance of the last kernel of each branch at its start (0: almost zero).
+        nonlinearity: The activation.
+        scale_by_sigma: Divide the output by σ: t itself, or for "positional" entry ⌊t⌋ of the geometric table of
+            num_scales levels from sigma_max down to sigma_min.
+        centered: Whether x lies in [−1, 1]; if not, it lies in [0, 1] and is mapped to 2x − 1.
+        sigma_min: The smallest level of the table that `scale_by_sigma` reads.
+        sigma_max: The largest.
+        num_scales: The number of its levels; labels t are 0..num_scales − 1.
+        num_classes: The number of classes that `cond` names; None has no classes.
+        dtype: The type of the convolutions and attention products; parameters, norms, softmax, embeddings and output
+            stay float32.
+        attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
+        remat: Recompute residual blocks in the backward pass, to save memory.
 
-    Time: `embedding_type` "fourier" reads t = σ > 0 through log σ with frequencies of N(0, fourier_scale²);
-    "positional" reads a label t in 0..num_scales − 1. `conditional=False` ignores t there. `scale_by_sigma` divides
-    the output by σ: t itself, or for "positional" entry ⌊t⌋ of the geometric table of num_scales levels from sigma_max
-    down to sigma_min. `centered=False` says that x lies in [0, 1] and maps it to 2x − 1. `num_classes` adds class
-    labels (see __call__). `dtype` is the type of the convolutions and attention products (parameters, norms, softmax,
-    embeddings and output stay float32); `attention` "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat`
-    recomputes residual blocks in the backward pass to save memory. A value that cannot work raises ValueError when the
-    module is made.
+    Raises:
+        ValueError: When the module is made, for a value that cannot work.
     """
 
     nf: int = 128

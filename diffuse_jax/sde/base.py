@@ -1,6 +1,7 @@
 """Linear-Gaussian diffusion processes dx = f(t)·x dt + g(t) dw on [0, T], as pure functions of time.
 
-A process states log α(t) and log σ(t), where x(t) | x_0 ~ N(α(t)·x_0, σ(t)²·I). Everything else follows once, for all:
+A process is defined by log α(t) and log σ(t), where x(t) | x_0 ~ N(α(t)·x_0, σ(t)²·I). Everything else is derived from
+them, once for all processes:
 
     log_snr = 2(log α − log σ),    f = d log α/dt,    g² = −σ²·d log_snr/dt,
     x(t) | x(s) ~ N((α_t/α_s)·x(s), −σ_t²·expm1(log_snr_t − log_snr_s)·I)    for s < t.
@@ -21,7 +22,9 @@ from diffuse_jax._pytree import pytree, static
 __all__ = ["SDE", "Array", "TimeFunction", "VariancePreserving", "expand", "floating", "row_sums", "time_derivative"]
 
 Array = jax.Array
+"""`jax.Array`."""
 TimeFunction = Callable[[Any], Array]
+"""A function of time, elementwise: t () or (n,) to an array of the same shape."""
 
 
 def expand(t: Any, x: Array) -> Array:
@@ -48,13 +51,17 @@ def floating(t: Any) -> Array:
 
 @pytree
 class SDE:
-    """A process on [0, T]. A subclass states `log_alpha` and `log_sigma`, both elementwise in t, and may override the
+    """A process on [0, T]. A subclass defines `log_alpha` and `log_sigma`, both elementwise in t, and may override the
     rest.
 
     Subclasses are frozen dataclasses registered as pytrees (`jax.tree_util.register_dataclass`), with their numbers as
     leaves: a process can be vmapped over a parameter, or learned. `marginal` is exact on [0, T]; `log_snr`, `f` and
-    `g2` on (0, T), because at the ends they may be infinite. `T` is the end of time, `t_min` the time at which
-    sampling stops by default and `t_max` the one at which it starts (None: T); all three are static.
+    `g2` on (0, T), because at the ends they may be infinite.
+
+    Args:
+        T: The end of time, where x is noise. Static.
+        t_min: The time at which sampling stops by default, t_min > 0. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
     """
 
     T: float = static(default=1.0, kw_only=True)
@@ -164,8 +171,14 @@ class SDE:
 
 @pytree
 class VariancePreserving(SDE):
-    """What follows from α² + σ² = 1, where a subclass states `log_alpha`: σ² = −expm1(2·log α), g² = −2f, prior N(0,
-    I)."""
+    """What follows from α² + σ² = 1, where a subclass defines `log_alpha`: σ² = −expm1(2·log α), g² = −2f, prior N(0,
+    I).
+
+    Args:
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+    """
 
     def log_sigma(self, t: Any) -> Array:
         return 0.5 * jnp.log(-jnp.expm1(2 * self.log_alpha(t)))

@@ -1,4 +1,4 @@
-"""Processes that a user states by functions of time: (log α, log σ), (f, g) with σ(0), or β."""
+"""Processes that a user defines by functions of time: (log α, log σ), (f, g) with σ(0), or β."""
 
 from typing import Any
 
@@ -112,11 +112,21 @@ def from_log_alpha_sigma(
     t_max: float | None = None,
     prior_std: float | None = None,
 ) -> SDE:
-    """A process from log α(t) and log σ(t), each elementwise in t. The prior is N(0, σ(T)²) unless `prior_std` is
-    given.
+    """A process from log α(t) and log σ(t).
 
     A plain function is compared by identity under jit; `jax.tree_util.Partial(function, parameters)` keeps its
-    parameters as leaves. Raises TypeError where a function does not map times to values of the same shape.
+    parameters as leaves.
+
+    Args:
+        log_alpha: log α, elementwise in t.
+        log_sigma: log σ, elementwise in t.
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+        prior_std: The standard deviation of the prior; None is σ(T).
+
+    Raises:
+        TypeError: Where a function does not map times to values of the same shape.
     """
     return _FromLogAlphaSigma(
         log_alpha_function=_time_function(log_alpha, "log_alpha"),
@@ -141,10 +151,20 @@ def from_drift_diffusion(
 ) -> SDE:
     """The process dx = f(t)·x dt + g(t) dw with x(0) ~ N(x_0, sigma_0²), whose α and σ are integrated by the library.
 
-    `f` and `g` are smooth functions of t on [0, T], elementwise; the integrals take `order` Gauss–Legendre nodes on [0,
-    t], which reaches float32 precision for coefficients such as those of VP, sub-VP and VE at 64. The prior is N(0,
-    σ(T)²) unless `prior_std` is given. Raises TypeError for a drift that is not linear in x or a diffusion that is not
-    one number a time: both are out of scope.
+    Args:
+        f: The drift's coefficient, elementwise and smooth on [0, T].
+        g: The diffusion coefficient, elementwise and smooth on [0, T].
+        sigma_0: The standard deviation of the noise at t = 0.
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+        prior_std: The standard deviation of the prior; None is σ(T).
+        order: The number of Gauss–Legendre nodes on [0, t] for the integrals; 64 reach float32 precision for
+            coefficients such as those of VP, sub-VP and VE. Static.
+
+    Raises:
+        TypeError: For a drift that is not linear in x or a diffusion that is not one number for each time, both out of
+            scope.
     """
     return _FromDriftDiffusion(
         f_function=_time_function(f, "f"),
@@ -169,9 +189,19 @@ def from_beta(
 ) -> SDE:
     """The variance-preserving process dx = −½β(t)·x dt + √β(t) dw (2011.13456, eq. 11) of any β > 0 on (0, T].
 
-    α = e^{−B/2} and σ² = 1 − e^{−B} with B(t) = ∫₀ᵗ β, which is `integrated_beta` or else `order` Gauss–Legendre nodes
-    on [0, t]; the prior is N(0, I). Both functions are elementwise in t; bound with `jax.tree_util.Partial`, their
-    numbers are leaves. Raises TypeError where one does not map times to values of the same shape.
+    α = e^{−B/2} and σ² = 1 − e^{−B} with B(t) = ∫₀ᵗ β; the prior is N(0, I). Functions bound with
+    `jax.tree_util.Partial` keep their numbers as leaves.
+
+    Args:
+        beta: β, elementwise in t.
+        integrated_beta: B, elementwise in t; None integrates β by quadrature.
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+        order: The number of Gauss–Legendre nodes on [0, t] for the quadrature. Static.
+
+    Raises:
+        TypeError: Where a function does not map times to values of the same shape.
     """
     return _FromBeta(
         beta_function=_time_function(beta, "beta"),

@@ -42,8 +42,15 @@ class _EndsInNoise(SDE):
 
 @pytree
 class Cosine(_EndsInNoise, VariancePreserving):
-    """Nichol and Dhariwal's cosine schedule in continuous time (2102.09672, eq. 17), with its offset `s`; without their
-    clipping of β, which exists for steps only."""
+    """Nichol and Dhariwal's cosine schedule in continuous time (2102.09672, eq. 17), without their clipping of β,
+    which exists for steps only.
+
+    Args:
+        s: The offset of the angle θ = (t/T + s)/(1 + s)·π/2, which keeps the noise of small times from vanishing.
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default; None is 10⁻³·T. Static.
+        t_max: The time at which sampling starts by default; None is 0.995·T. Static.
+    """
 
     s: Any = 0.008
 
@@ -94,7 +101,13 @@ class Cosine(_EndsInNoise, VariancePreserving):
 
 @pytree
 class EDM(SDE):
-    """Karras et al. (2206.00364, table 1): α = 1 and σ = t, so that time is the noise level; T is the largest one."""
+    """Karras et al. (2206.00364, table 1): α = 1 and σ = t, so that time is the noise level.
+
+    Args:
+        T: The largest noise level, at which sampling starts: σ_max of EDM. Static.
+        t_min: The noise level at which sampling stops by default: σ_min of EDM. Static.
+        t_max: The noise level at which sampling starts by default; None is T. Static.
+    """
 
     T: float = static(default=80.0, kw_only=True)
     t_min: float = static(default=0.002, kw_only=True)
@@ -130,7 +143,13 @@ class EDM(SDE):
 @pytree
 class RectifiedFlow(_EndsInNoise):
     """The straight line from data to noise (Liu et al., 2209.03003): α = 1 − t/T and σ = t/T, prior N(0, I). Its
-    probability flow moves at the rate (eps − x0)/T."""
+    probability flow moves at the rate (eps − x0)/T.
+
+    Args:
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default; None is 10⁻³·T. Static.
+        t_max: The time at which sampling starts by default; None is 0.995·T. Static.
+    """
 
     def alpha(self, t: Any) -> Array:
         return _floored(1 - floating(t) / self.T)

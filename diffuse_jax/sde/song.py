@@ -44,7 +44,17 @@ class _LinearBeta(SDE):
 
 @pytree
 class VP(VariancePreserving, _LinearBeta):
-    """Variance preserving (2011.13456, eq. 11): f = −β/2, g² = β, σ² = 1 − e^{−B}; the continuous limit of DDPM."""
+    """Variance preserving (2011.13456, eq. 11): f = −β/2, g² = β, σ² = 1 − e^{−B}; the continuous limit of DDPM.
+
+    β(t) = beta_min + t·(beta_max − beta_min) and B(t) = ∫₀ᵗ β; the prior is N(0, I).
+
+    Args:
+        beta_min: β(0), the rate of noise at the data's end of time.
+        beta_max: β(1), the rate of noise at time 1.
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+    """
 
     def inverse_log_snr(self, log_snr: Any) -> Array:
         value = jnp.maximum(log_snr, self.log_snr(self.T))
@@ -56,7 +66,17 @@ class VP(VariancePreserving, _LinearBeta):
 
 @pytree
 class SubVP(_LinearBeta):
-    """Sub-variance-preserving (2011.13456, eq. 12): f = −β/2, g² = β(1 − e^{−2B}), σ = 1 − e^{−B}."""
+    """Sub-variance-preserving (2011.13456, eq. 12): f = −β/2, g² = β(1 − e^{−2B}), σ = 1 − e^{−B}.
+
+    β(t) = beta_min + t·(beta_max − beta_min) and B(t) = ∫₀ᵗ β; the prior is N(0, I).
+
+    Args:
+        beta_min: β(0), the rate of noise at the data's end of time.
+        beta_max: β(1), the rate of noise at time 1.
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+    """
 
     def log_sigma(self, t: Any) -> Array:
         return jnp.log(-jnp.expm1(-self.integrated_beta(t)))
@@ -76,7 +96,15 @@ class SubVP(_LinearBeta):
 @pytree
 class VE(SDE):
     """Variance exploding (2011.13456, eq. 9): f = 0, σ = σ_min(σ_max/σ_min)^{t/T}; x(0) already carries the noise
-    σ_min."""
+    σ_min, and the prior is N(0, σ_max²·I).
+
+    Args:
+        sigma_min: The noise level at t = 0, in units of the data, > 0.
+        sigma_max: The noise level at t = T.
+        T: The end of time. Static.
+        t_min: The time at which sampling stops by default. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+    """
 
     sigma_min: Any = 0.01
     sigma_max: Any = 50.0

@@ -71,11 +71,24 @@ class _PiecewiseLinear(SDE):
 
 @pytree
 class DiscreteVP(_PiecewiseLinear, VariancePreserving):
-    """DDPM's forward process x_k = √(1 − β_k)·x_{k−1} + √β_k·z (Ho et al., 2006.11239, eq. 2) for a table `betas` (N,)
-    in (0, 1), continued to all times; `t_min` is t_0 = T/N unless given.
+    """DDPM's forward process x_k = √(1 − β_k)·x_{k−1} + √β_k·z (Ho et al., 2006.11239, eq. 2) of a table of β,
+    continued to all times.
 
-    It keeps the sums log α, not the β: those are its leaves. At an own time t_k, f and g² are those of the step that
-    leads to it. Raises ValueError for a table that is not of that form (where its numbers are known).
+    It keeps the sums log α, not the β: those are its leaves. At a time t_k of the table, f and g² are those of the step
+    that leads to it.
+
+    Args:
+        betas: The table (N,), N ≥ 2, in (0, 1): of `linear_betas`, `cosine_betas`, or your own.
+        nodes: log α (N + 1,) at the times k·T/N, in place of `betas`: what JAX rebuilds the pytree from.
+        steps: Their N differences, with all digits; given with `nodes`.
+        T: The end of time, that of the table's last entry. Static.
+        t_min: The time at which sampling stops by default; None is T/N, that of the table's first entry. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+
+    Raises:
+        ValueError: Where the table is not of that form (and its numbers are known, which they are not under a
+            transformation).
+        TypeError: Where there is no table.
     """
 
     def __init__(
@@ -107,11 +120,22 @@ class DiscreteVP(_PiecewiseLinear, VariancePreserving):
 
 @pytree
 class DiscreteVE(_PiecewiseLinear):
-    """SMLD's noise levels σ_0 < … < σ_{N−1} (Song and Ermon, 1907.05600, §4), `sigmas` (N,) with N ≥ 2, continued to
-    all times; `t_min` is t_0 = T/N unless given.
+    """SMLD's noise levels σ_0 < … < σ_{N−1} (Song and Ermon, 1907.05600, §4), continued to all times.
 
-    It keeps the logarithms, not the σ: those are its leaves. Raises ValueError for a table that is not of that form
-    (where its numbers are known).
+    It keeps the logarithms, not the σ: those are its leaves.
+
+    Args:
+        sigmas: The table (N,), N ≥ 2, positive and ascending: of `geometric_sigmas`, or your own.
+        nodes: log σ (N + 1,) at the times k·T/N, in place of `sigmas`: what JAX rebuilds the pytree from.
+        steps: Their N differences, with all digits; given with `nodes`.
+        T: The end of time, that of the table's last entry. Static.
+        t_min: The time at which sampling stops by default; None is T/N, that of the table's first entry. Static.
+        t_max: The time at which sampling starts by default; None is T. Static.
+
+    Raises:
+        ValueError: Where the table is not of that form (and its numbers are known, which they are not under a
+            transformation).
+        TypeError: Where there is no table.
     """
 
     def __init__(
@@ -152,20 +176,46 @@ class DiscreteVE(_PiecewiseLinear):
 
 
 def linear_betas(n: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
-    """DDPM's table (n,), linear from `first` to `last` (2006.11239, §4)."""
+    """DDPM's table, a straight line (2006.11239, §4).
+
+    Args:
+        n: The number of entries.
+        first: β_0.
+        last: β_{n−1}.
+
+    Returns:
+        β (n,), ascending.
+    """
     return np.linspace(first, last, n)
 
 
 def cosine_betas(n: int = 1000, max_beta: float = 0.999, s: float = 0.008) -> np.ndarray:
-    """Improved DDPM's table (n,): 1 − β_k is the ratio of ᾱ = cos²((k/n + s)/(1 + s)·π/2) over a step, and β is at most
-    `max_beta` (2102.09672, eq. 17)."""
+    """Improved DDPM's table (2102.09672, eq. 17): 1 − β_k is the ratio of ᾱ = cos²((k/n + s)/(1 + s)·π/2) over a step.
+
+    Args:
+        n: The number of entries.
+        max_beta: The most that β may be; the last steps are clipped to it.
+        s: The offset of the angle.
+
+    Returns:
+        β (n,), ascending.
+    """
     # From the other end, so that ᾱ vanishes exactly where it should.
     alpha_bar = np.sin((1 - np.arange(n + 1) / n) / (1 + s) * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta)
 
 
 def geometric_sigmas(sigma_min: float = 0.01, sigma_max: float = 50.0, n: int = 1000) -> np.ndarray:
-    """SMLD's noise levels (n,), ascending from sigma_min to sigma_max by a constant ratio (1907.05600, §4)."""
+    """SMLD's noise levels, in a constant ratio (1907.05600, §4).
+
+    Args:
+        sigma_min: The first and smallest.
+        sigma_max: The last and largest.
+        n: How many.
+
+    Returns:
+        σ (n,), ascending.
+    """
     return np.geomspace(sigma_min, sigma_max, n)
 
 

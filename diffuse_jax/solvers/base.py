@@ -12,8 +12,8 @@ from diffuse_jax.sde import Array
 
 __all__ = ["Noise", "Solver", "predictor_corrector"]
 
-#: The i-th standard normal draw of a step, shaped like x.
 Noise = Callable[[Any], Array]
+"""`noise(i)` is the i-th standard normal draw of a step, shaped like x."""
 
 
 def _no_memory(x: Array, times: Array, denoise: Denoiser) -> tuple[()]:
@@ -24,13 +24,18 @@ def _no_memory(x: Array, times: Array, denoise: Denoiser) -> tuple[()]:
 class Solver:
     """A record of pure functions that takes x from time t to time s < t; a corrector is a step with s = t.
 
-    `step(noise, x, memory, t, s, denoise) -> (x, x_mean, memory)` acts on the whole batch: `noise(i)` is the i-th
-    normal draw of the step, `x_mean` is x without the noise that the step added last, and `memory` is what a multistep
-    method carries from step to step, begun by `init(x, times, denoise) -> memory`. `order` is the order of the error in
-    the step size for a deterministic solver, `weak_order` that of the moments for a stochastic one. `evaluations` is
-    the number of calls of `denoise` a step and `start_evaluations` that of `init`; what a solver counts for itself
-    (batch,) `count` reads off the memory, and adds to these. Each is None where a solver states none. Functions given
-    plainly are compared by identity under jit; numbers bound with `jax.tree_util.Partial` are leaves.
+    Functions given plainly are compared by identity under jit; numbers bound with `jax.tree_util.Partial` are leaves.
+
+    Args:
+        step: `step(noise, x, memory, t, s, denoise) -> (x, x_mean, memory)` acts on the whole batch: `noise(i)` is the
+            i-th normal draw of the step, `x_mean` is x without the noise that the step added last, and `memory` is what
+            a multistep method carries from step to step.
+        init: `init(x, times, denoise) -> memory` begins the memory.
+        order: The order of the error in the step size, of a deterministic solver.
+        weak_order: The order of the moments, of a stochastic one.
+        evaluations: The calls of `denoise` a step.
+        start_evaluations: The calls of `denoise` in `init`.
+        count: What a solver counts for itself (batch,), read off its memory; added to the two before.
     """
 
     step: Callable[[Noise, Array, Any, Array, Array, Denoiser], tuple[Array, Array, Any]]

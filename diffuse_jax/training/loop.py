@@ -109,22 +109,39 @@ def fit(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> Outcome:
-    """Trains from `state.step` to `steps` and returns the `Outcome`; the given state is donated.
+    """Trains from `state.step` to `steps`.
 
-    `step_fn(state, batch)` is one pure update (`train_step` with its keywords bound), compiled here over `mesh` with
-    `steps_per_call` = K of them in a call; the state lies as `state_sharding` says. `batches(start, K)` iterates over
-    (start, tree), (start + K, tree), …, a tree holding this process's rows of K batches as NumPy arrays (K, rows, …);
-    it is closed at the end if it can be.
-    Every `log_every` steps and at the end a line goes to `workdir` (see `MetricLog`; None: no files) with the means of
-    the metrics since the line before and `images_per_second`; what the `callbacks` due at a step return is logged with
-    it. `checkpoints` saves every `checkpoint_every` steps, at the end, and on SIGTERM or SIGINT, which end the run
-    after the call under way or, where any of several processes got it, in all of them two calls later. Several
-    processes all call this, each with its rows and a state that lies on the mesh; process 0 writes and draws the bar.
+    SIGTERM and SIGINT end the run with a checkpoint, after the compiled call under way or, where any of several
+    processes got the signal, in all of them two calls later. Several processes all call this, each with its rows and a
+    state that lies on the mesh; process 0 writes and draws the bar.
 
-    ValueError, naming the field, where `steps`, a cadence or the state's step is not a multiple of `steps_per_call`,
-    where the state is past `steps` or behind the latest checkpoint, or where the batches end early or are not those
-    asked for. NonFiniteLoss where loss, gradient or parameters stop being finite: looked for at every line and before
-    every save, so that no such state is saved. OSError, naming the file, where a write fails.
+    Args:
+        state: The state to go on from, placed as `state_sharding` says. Its arrays are donated: do not use it again.
+        step_fn: `step_fn(state, batch)` is one pure update, `train_step` with its keywords bound; it is compiled here.
+        batches: `batches(start, K)` iterates over (start, tree), (start + K, tree), …, a tree holding this process's
+            rows of K batches as NumPy arrays (K, rows, …), such as `prefetch` of `Batches`; closed at the end if it can
+            be.
+        steps: The step at which the run ends.
+        mesh: The devices, of `make_mesh`.
+        checkpoints: Where the state is saved, every `checkpoint_every` steps, at the end and on a signal; None saves
+            nothing.
+        workdir: The folder of metrics.jsonl and tensorboard/ (see `MetricLog`); None writes no files.
+        steps_per_call: The number K of steps in one compiled call; all other numbers of steps are multiples of it.
+        log_every: Steps between two lines of metrics: their means since the line before, and `images_per_second`.
+        checkpoint_every: Steps between two checkpoints.
+        callbacks: What else happens every so many steps; the scalars that they return are logged.
+        progress: Draw a progress bar on stderr.
+
+    Returns:
+        The last state, and whether a signal ended the run early.
+
+    Raises:
+        ValueError: Naming the field, where `steps`, a cadence or the state's step is not a multiple of
+            `steps_per_call`, the state is past `steps` or behind the latest checkpoint, or the batches end early or are
+            not those asked for.
+        NonFiniteLoss: Where loss, gradient or parameters stop being finite: looked for at every line and before every
+            save, so that no such state is saved.
+        OSError: Naming the file, where one cannot be written.
     """
     start = step = int(state.step)
     cadences = {"log_every": log_every, "checkpoint_every": checkpoint_every}

@@ -1,4 +1,4 @@
-"""What a run descends: denoising score matching of a batch of data, each row with randomness of its own."""
+"""The training objective: denoising score matching of a batch of data, each row with randomness of its own."""
 
 import dataclasses
 import functools

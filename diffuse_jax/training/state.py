@@ -58,7 +58,7 @@ def adam(
         raise ValueError(f"learning_rate = {learning_rate} must be positive")
     if warmup < 0 or weight_decay < 0:
         raise ValueError(f"warmup = {warmup} and weight_decay = {weight_decay} must not be negative")
-    left = _left_of_the_rate(decay, steps)
+    left = _decay_factor(decay, steps)
 
     def rate(step: jax.Array) -> Any:
         return learning_rate * (jnp.minimum(step / warmup, 1.0) if warmup else 1.0) * left(step)
@@ -79,7 +79,7 @@ def _clipped(gradient: Any, most: float) -> Any:
     return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
 
 
-def _left_of_the_rate(decay: str, steps: int | None) -> Callable[[jax.Array], Any]:
+def _decay_factor(decay: str, steps: int | None) -> Callable[[jax.Array], Any]:
     """The factor of the learning rate as a function of the step."""
     if decay == "none":
         return lambda step: 1.0

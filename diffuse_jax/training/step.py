@@ -69,16 +69,28 @@ def train_step(
     axis_name: str | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One update from a batch, a tree of arrays that share their leading axis B.
+    """One update of the state from a batch.
 
-    `loss(params, batch, rows, rng) -> (B,)` gives the loss of each sample, drawing what concerns row i from
-    `rows.keys[i]` and dropout from `rng`; its mean is descended. `ema(step)` is the decay of the moving average, `step`
-    counting the updates made before this one. The metrics are float32 scalars: `loss`, and `grad_norm`, the global norm
-    of the gradient before clipping. With `accumulate` = k the gradient is the average over k parts of the batch, one
-    after the other, each with the memory of its B/k rows: the same update, but for rounding and for dropout, whose key
-    is the part's own. Under `axis_name` (for `jax.pmap`) the batch is this device's share, and loss and gradient are
-    averaged over the axis; otherwise the function knows nothing of devices. ValueError where the loss is not one value
-    a row, or k does not divide B.
+    Args:
+        state: The state before it.
+        batch: A tree of arrays that share their leading axis B.
+        loss: `loss(params, batch, rows, rng) -> (B,)` gives the loss of each sample, drawing what concerns row i from
+            `rows.keys[i]` and dropout from `rng`; the step minimises its mean.
+        optimizer: The optimizer, such as `adam`.
+        ema: `ema(step)` is the decay of the moving average, `step` counting the updates made before this one.
+        key: The key of the run, from which the randomness of all steps follows.
+        axis_name: For `jax.pmap`, the axis over which loss and gradient are averaged, the batch being this device's
+            share; None knows nothing of devices.
+        accumulate: The number k of parts of the batch, gone through one after the other, over which the gradient is
+            averaged, each with the memory of its B/k rows: the same update, but for rounding and for dropout, whose key
+            is the part's own.
+
+    Returns:
+        The state after it, and float32 scalars: `loss`, and `grad_norm`, the global norm of the gradient before
+            clipping.
+
+    Raises:
+        ValueError: Where the loss is not one value a row, or k does not divide B.
     """
     size = jax.tree.leaves(batch)[0].shape[0]
     rows, rng = step_randomness(key, state.step, size, axis_name)

@@ -1,6 +1,7 @@
 """The documentation is true: its Python runs, its commands parse, its names exist, and its pages are in the site."""
 
 import importlib
+import inspect
 import pathlib
 import re
 import shlex
@@ -13,7 +14,7 @@ import jax
 import pytest
 import yaml
 
-from diffuse_jax import solvers
+from diffuse_jax import nets, sde, solvers
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli import _COMMANDS, _joined, _parser
 from diffuse_jax.cli.run import as_asked
@@ -157,3 +158,26 @@ def test_every_solver_is_in_the_table_of_solvers():
     elsewhere = {"score_sde"}
     assert set(solvers.__all__) - no_solvers - elsewhere <= named
     assert all(f"`{name}" in PAGES["docs/solvers.md"] for name in elsewhere)
+
+
+PROCESSES = [getattr(sde, name) for name in sde.__all__ if inspect.isclass(getattr(sde, name)) and name != "Array"]
+
+
+@pytest.mark.parametrize("kind", [*PROCESSES, solvers.Solver, nets.NCSNpp, nets.DDPM, nets.SongUNet, nets.MLP])
+def test_every_argument_of_a_constructor_is_explained_where_it_is_defined(kind):
+    explained = inspect.getdoc(kind).partition("Args:")[2]
+    arguments = [name for name in inspect.signature(kind).parameters if name not in ("name", "parent")]  # Flax's own
+    missing = [name for name in arguments if not re.search(rf"^\s+{name}: \S", explained, re.MULTILINE)]
+    assert arguments and not missing, f"the docstring of {kind.__name__} does not explain {missing}"
+
+
+def test_every_public_name_has_its_api_page():
+    shown = {name for text in PAGES.values() for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)}
+    rooms = re.findall(r"^\| `([\w/]+)` \| `", PAGES["docs/design.md"], re.MULTILINE)
+    for room in [importlib.import_module(f"diffuse_jax.{room.rstrip('/')}") for room in rooms if room != "cli/"]:
+        objects = {name: getattr(room, name) for name in room.__all__}
+        own = {name: o for name, o in objects.items() if inspect.isfunction(o) or inspect.isclass(o)}
+        missing = [
+            name for name, o in own.items() if o.__module__.startswith("diffuse_jax") and o.__module__ not in shown
+        ]
+        assert not missing, f"no page of docs/api shows {missing} of {room.__name__}"
