@@ -55,7 +55,10 @@ def score_of(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
 def _shaped_like(x: Array, value: Any, what: str) -> Array:
     """`value`, shaped like x: another shape could be broadcast against x, and mean nothing."""
     if jnp.shape(value) != jnp.shape(x):
-        raise ValueError(f"{what} has shape {jnp.shape(value)} for x of shape {jnp.shape(x)}: it must be shaped like x")
+        raise ValueError(
+            f"{what} has shape {jnp.shape(value)} for x of shape {jnp.shape(x)}: it must be shaped like x, and what "
+            "belongs to each sample must be given as cond"
+        )
     return value
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffuse_jax._checks import check_denoiser, check_first_time, check_keys, check_times
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.losses import stratify
 from diffuse_jax.sampling import keyed_noise
@@ -114,8 +115,11 @@ def elbo(
     """
     if draws < 1:
         raise ValueError(f"draws={draws}: at least 1 is needed")
+    check_denoiser(denoise)
     sde = denoise.sde
+    check_first_time(t_min, sde)
     x = jnp.asarray(x)
+    check_keys(keys, x.shape[0])
     x = x.astype(jnp.result_type(x, jnp.float32))
     if times is None:
         first, last = (jnp.asarray(t, x.dtype) for t in (sde.t_min if t_min is None else t_min, sde.t_start))
@@ -123,6 +127,7 @@ def elbo(
     elif t_min is not None:
         raise ValueError(f"t_min={t_min} beside times: the chain ends at times[-1]")
     else:
+        check_times(times)
         x = x.astype(jnp.result_type(x, times))
         first, last = times[-1], times[0]
         log_snr = sde.log_snr(times)

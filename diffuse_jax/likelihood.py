@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffuse_jax._checks import check_denoiser, check_first_time, check_keys, check_tolerances
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
@@ -129,15 +130,20 @@ def log_prob(
         log p in nats, with its error, the latent, the evaluations, and whether they ran out.
 
     Raises:
-        ValueError: Where keys are missing, for less than one probe or 7 evaluations, and for a denoiser that cannot be
-            called with one sample, because it holds arrays of several that are no `cond`.
+        TypeError: For keys or a denoiser that are none.
+        ValueError: For a t_min outside of the process's times, and for tolerances that are no tolerances; where keys
+            are missing or not one a row of x, for less than one probe or 7 evaluations, and for a denoiser that cannot
+            be called with one sample, because it holds arrays of several that are no `cond`.
     """
     if probes < 1:
         raise ValueError(f"probes={probes}: at least 1 is needed, and 2 for a standard error")
-    if max_evaluations < 7:
-        raise ValueError(f"max_evaluations={max_evaluations} must be at least 7: one step takes that many")
+    check_denoiser(denoise)
+    check_first_time(t_min, denoise.sde)
+    check_tolerances(rtol, atol, max_evaluations)
     x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, jnp.float32))
+    if keys is not None:
+        check_keys(keys, x.shape[0])
     draw = None if keys is None else keyed_noise(keys, 0, x)
     v = None if draw is None else jax.vmap(draw, out_axes=1)(jnp.arange(probes))
     denoise, cond = unbind(denoise, cond)

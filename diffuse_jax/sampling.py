@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffuse_jax._checks import check_denoiser, check_first_time, check_keys, check_solver, check_times
 from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.sde import SDE, Array
 from diffuse_jax.solvers.adaptive import Transported, transport
@@ -143,6 +144,7 @@ def prior_sample(keys: Array, denoise: Denoiser, shape: tuple[int, ...] | None =
             "the shape of one sample is unknown: give prior_sample(keys, denoise, shape) as x, "
             "or a denoiser with a `shape`"
         )
+    check_keys(keys)
     return denoise.sde.prior_std() * keyed_noise(keys, 0, jnp.zeros((keys.shape[0], *shape)))(0)
 
 
@@ -176,8 +178,15 @@ def solve(
             None.
 
     Raises:
-        ValueError: Where x must be drawn from the prior, and there are no keys or the shape of a sample is unknown.
+        TypeError: For keys, a denoiser, a solver or times that are none.
+        ValueError: For keys that are not one a row of x, and where x must be drawn from the prior, and there are no
+            keys or the shape of a sample is unknown.
     """
+    check_denoiser(denoise)
+    check_solver(solver)
+    check_times(times)
+    if keys is not None:
+        check_keys(keys, None if x is None else jnp.shape(x)[0])
     if x is None:
         if keys is None:
             raise ValueError("a solve needs keys to start from the prior: give keys=sample_keys(seed, first, n), or x")
@@ -250,7 +259,9 @@ def sample(
         Samples (batch, …), in the range of the data that the denoiser knows.
 
     Raises:
-        ValueError: Where x must be drawn from the prior, and there are no keys or the shape of a sample is unknown.
+        TypeError: For keys, a denoiser, a solver or times that are none.
+        ValueError: For keys that are not one a row of x, and where x must be drawn from the prior, and there are no
+            keys or the shape of a sample is unknown.
     """
     solution = solve(keys, denoise, solver, times, x, cond=cond, noise=noise)
     return finish(solution, times[-1], Conditioned(denoise, cond))
@@ -267,8 +278,13 @@ def encode(denoise: Denoiser, x: Array, *, t_min: float | None = None, **toleran
 
     Returns:
         The states at the end of time, the evaluations of each sample, and whether any ran out of them.
+
+    Raises:
+        ValueError: For a t_min outside of the process's times, and for tolerances that are no tolerances.
     """
+    check_denoiser(denoise)
     sde = denoise.sde
+    check_first_time(t_min, sde)
     return transport(denoise, x, sde.t_min if t_min is None else t_min, sde.t_start, **tolerances)
 
 
@@ -283,6 +299,11 @@ def decode(denoise: Denoiser, latent: Array, *, t_min: float | None = None, **to
 
     Returns:
         The states at t_min, the evaluations of each sample, and whether any ran out of them.
+
+    Raises:
+        ValueError: For a t_min outside of the process's times, and for tolerances that are no tolerances.
     """
+    check_denoiser(denoise)
     sde = denoise.sde
+    check_first_time(t_min, sde)
     return transport(denoise, latent, sde.t_start, sde.t_min if t_min is None else t_min, **tolerances)

@@ -77,6 +77,8 @@ def score_sde_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {"data.channels": 3, "data.centered": False, "ema.rate": 0.999}
     fields |= {field: flat[option] for field, option in given.items() if option in flat}
     fields |= dict(zip(("sde.name", "parameterization.name", "parameterization.label"), process, strict=True))
+    if fields.get("optimizer.clip", 0.0) < 0:  # it does not clip then, as with 0 here
+        fields["optimizer.clip"] = 0.0
     fields["data.source"] = _DATASETS.get(str(flat.get("dataset", "")).upper(), "")
     fields["loss.reduction"] = "mean" if flat.get("reduce_mean") else "half_sum"
     fields["loss.weight"] = "g2" if flat.get("likelihood_weighting") else "sigma2"

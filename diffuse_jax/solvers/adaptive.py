@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from diffuse_jax._checks import check_tolerances
 from diffuse_jax._pytree import Static
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sde import Array
@@ -81,7 +82,7 @@ def transport(
     Raises ValueError for a bound of fewer than 7 evaluations, which one step takes, and for a denoiser that cannot be
     called with one sample.
     """
-    _check(max_evaluations)
+    check_tolerances(rtol, atol, max_evaluations)
     denoise, cond = unbind(denoise, cond)
     x = x.astype(jnp.result_type(x, jnp.float32))
     t, s = jnp.asarray(t, x.dtype), jnp.asarray(s, x.dtype)
@@ -119,13 +120,8 @@ class AdaptiveMemory(NamedTuple):
 def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_evaluations: int = 25_000) -> Solver:
     """`transport` over each interval of the grid; up the grid too, from data to latents. A sample that meets the bound
     in an interval becomes NaN and is marked in the memory (`AdaptiveMemory`)."""
-    _check(max_evaluations)
+    check_tolerances(rtol, atol, max_evaluations)
     return Solver(step=Partial(_adaptive, Static(max_evaluations), rtol, atol), init=_nothing_yet, count=_evaluations)
-
-
-def _check(max_evaluations: int) -> None:
-    if max_evaluations < 7:
-        raise ValueError(f"adaptive: max_evaluations={max_evaluations} must be at least 7: one step takes that many")
 
 
 def _nothing_yet(x: Array, times: Array, denoise: Denoiser) -> AdaptiveMemory:

@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from diffuse_jax._checks import check_not_negative
 from diffuse_jax.denoiser import Denoised, Denoiser
 from diffuse_jax.sde import Array, expand
 from diffuse_jax.solvers.base import Noise, Solver
@@ -82,9 +83,8 @@ def edm(
     Order 2 without churn, weak order 2 with it: churn is exact in law where noise_scale = 1. σ̂ stays at or below σ̃ at
     T, the last that the process has. Raises ValueError for a negative churn or levels that do not ascend.
     """
-    if isinstance(churn, Real) and churn < 0:
-        raise ValueError(f"edm: churn={churn} must be at least 0")
-    if isinstance(churn_min, Real) and isinstance(churn_max, Real) and churn_min > churn_max:
+    check_not_negative(churn=churn, churn_min=churn_min, noise_scale=noise_scale)
+    if isinstance(churn_min, Real) and isinstance(churn_max, Real) and not churn_min <= churn_max:
         raise ValueError(f"edm: churn_min={churn_min} must not be above churn_max={churn_max}")
     if isinstance(churn, Real) and churn == 0:
         return Solver(step=_edm, order=2, evaluations=2)

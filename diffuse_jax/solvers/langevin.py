@@ -6,13 +6,13 @@ predictor steps: score_sde multiplies ε by 1 − β_i for VP, which tends to 1 
 """
 
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from diffuse_jax._checks import check_not_negative
 from diffuse_jax._pytree import pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
@@ -33,8 +33,7 @@ def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solv
         raise ValueError(f"langevin: norm={norm!r} must be None or 'batch'")
     if steps < 1:
         raise ValueError(f"langevin: steps={steps} must be at least 1")
-    if isinstance(snr, Real) and snr < 0:
-        raise ValueError(f"langevin: snr={snr} must be at least 0")
+    check_not_negative(snr=snr)
     return Solver(step=Partial(_langevin, _Form(rules[norm], steps), snr), evaluations=steps)
 
 
@@ -53,6 +52,7 @@ def annealed_langevin(
         raise ValueError(f"annealed_langevin: version={version!r} must be 1 (NCSN) or 2 (NCSNv2)")
     if steps < 1:
         raise ValueError(f"annealed_langevin: steps={steps} must be at least 1")
+    check_not_negative(epsilon=epsilon)
     scale = epsilon if version == 2 else epsilon / 2
     return Solver(
         step=Partial(_annealed, _Form(_annealed_rule, steps), scale),

@@ -1,6 +1,7 @@
 """Singlestep exponential solvers: DPM-Solver and DPM-Solver++ of orders 1 to 3, and a stochastic one of weak order
 2."""
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -88,8 +89,8 @@ def _single(
 
 
 def check_eta(solver: str, eta: Any) -> None:
-    if eta is None or (isinstance(eta, Real) and eta < 0):
-        raise ValueError(f"{solver}: eta={eta} must be at least 0")
+    if eta is None or (isinstance(eta, Real) and not 0 <= float(eta) < math.inf):
+        raise ValueError(f"{solver}: eta={eta} must be at least 0 and finite")
 
 
 def stochastic_runge_kutta(eta: float = 1.0) -> Solver:

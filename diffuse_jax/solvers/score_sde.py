@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from diffuse_jax._checks import check_not_negative
 from diffuse_jax._pytree import Static, pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import SDE, VE, VP, Array, DiscreteVE, DiscreteVP
@@ -53,7 +54,8 @@ def score_sde(
     which is ancestral steps and correctors for "euler" and ancestral steps of the flow; for euler_maruyama on a table;
     and when it begins, for another process, for N so small that a β_i ≥ 1, and for an N that is not the table's.
     """
-    _refuse(predictor, corrector, discretization, snr, steps, probability_flow)
+    check_not_negative(snr=snr)
+    _refuse(predictor, corrector, discretization, steps, probability_flow)
     form = _Form(_DISCRETIZATIONS[discretization][1], steps, probability_flow)
     step = Partial(_PREDICTORS[predictor], form)
     if predictor == "none":
@@ -234,9 +236,7 @@ _DISCRETIZATIONS: dict[str, tuple[type[SDE], Callable[[Any, Array, Array], _Step
 _TABLES = ("ddpm", "smld")
 
 
-def _refuse(
-    predictor: str, corrector: str | None, discretization: str, snr: Any, steps: int, probability_flow: bool
-) -> None:
+def _refuse(predictor: str, corrector: str | None, discretization: str, steps: int, probability_flow: bool) -> None:
     for name, given, known in (
         ("predictor", predictor, _PREDICTORS),
         ("corrector", corrector, (None, *_EPSILONS)),
@@ -259,5 +259,3 @@ def _refuse(
             )
     if steps < 1:
         raise ValueError(f"score_sde: steps={steps} must be at least 1")
-    if isinstance(snr, (int, float)) and snr < 0:
-        raise ValueError(f"score_sde: snr={snr} must be at least 0")

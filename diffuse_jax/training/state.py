@@ -1,5 +1,6 @@
 """The training state, the optimizer and the rate of the moving average (Song et al., 2011.13456, appendix G and H)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffuse_jax._checks import check_not_negative
 from diffuse_jax._pytree import pytree
 
 __all__ = ["TrainState", "adam", "create_state", "ema_decay"]
@@ -51,13 +53,19 @@ def adam(
     number over the batch's size. `decay` takes the rate to 0 at n = `steps`, the length of the run: with u = n/`steps`
     it is multiplied by 1 − u ("linear") or by (1 + cos πu)/2 ("cosine"; Loshchilov & Hutter, 1608.03983, eq. 5, of one
     period). With "none" it depends on no total number of steps, so a run can be prolonged, and `steps` is not read; one
-    that decays is, with larger `steps`, from then on at the rate of the longer run. ValueError on a rate ≤ 0, a
-    negative warm-up or weight decay, another `decay`, and one without `steps` ≥ 1.
+    that decays is, with larger `steps`, from then on at the rate of the longer run. ValueError on a rate or
+    `eps` that is not positive, a negative warm-up or weight decay, b1 or b2 outside of [0, 1), another `decay`, one
+    without `steps` ≥ 1, and on NaN.
     """
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate = {learning_rate} must be positive")
-    if warmup < 0 or weight_decay < 0:
-        raise ValueError(f"warmup = {warmup} and weight_decay = {weight_decay} must not be negative")
+    check_not_negative(warmup=warmup, weight_decay=weight_decay)
+    if clip is not None and math.isnan(clip):
+        raise ValueError(f"clip = {clip} must be a number")
+    for name, value in (("learning_rate", learning_rate), ("eps", eps)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} = {value} must be positive and finite")
+    for name, value in (("b1", b1), ("b2", b2)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} = {value} must lie in [0, 1)")
     left = _decay_factor(decay, steps)
 
     def rate(step: jax.Array) -> Any:

@@ -1,0 +1,96 @@
+"""What callers of the library get wrong, said at once by the name of the argument. Traced values are not looked at."""
+
+import math
+from numbers import Real
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffuse_jax.sde import SDE
+
+__all__ = [
+    "check_denoiser",
+    "check_first_time",
+    "check_keys",
+    "check_not_negative",
+    "check_solver",
+    "check_times",
+    "check_tolerances",
+]
+
+
+def check_keys(keys: Any, n: int | None = None) -> None:
+    """TypeError unless `keys` is an array of random keys; ValueError unless one a sample, n of them where known."""
+    shape, dtype = jnp.shape(keys), getattr(keys, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and (dtype != np.uint32 or shape[-1:] != (2,)):
+        raise TypeError(f"keys={_shown(keys)} must be an array of keys, one a sample: sample_keys(seed, first, n)")
+    shape = shape if typed else shape[:-1]
+    if len(shape) != 1 or n not in (None, shape[0]):
+        wanted = "(n,)" if n is None else f"({n},), one for each row of x"
+        raise ValueError(f"keys of shape {shape} must have shape {wanted}: sample_keys(seed, first, n)")
+
+
+def check_denoiser(denoise: Any) -> None:
+    """TypeError unless `denoise` can be called and has a process."""
+    if not callable(denoise) or not hasattr(denoise, "sde"):
+        raise TypeError(
+            f"denoise={_shown(denoise)} must be a denoiser, which has a process `sde` and is called with (x, t): "
+            "from_score(sde, score), NetworkDenoiser(sde, params, net), or load(workdir)"
+        )
+
+
+def check_solver(solver: Any) -> None:
+    """TypeError unless `solver` has the functions `init` and `step`."""
+    if not (callable(getattr(solver, "step", None)) and callable(getattr(solver, "init", None))):
+        instead = "call it, as in solvers.heun()" if callable(solver) else "give one, such as solvers.heun()"
+        raise TypeError(f"solver={_shown(solver)} is no Solver: {instead}")
+
+
+def check_times(times: Any) -> None:
+    """TypeError unless `times` is an array, ValueError unless it has one axis."""
+    if not isinstance(times, (jax.Array, np.ndarray)):
+        raise TypeError(
+            f"times={_shown(times)} must be an array of times, such as times.uniform(denoise.sde, 20); "
+            "times.explicit(denoise.sde, [0.9, 0.5, 0.1]) makes one of numbers"
+        )
+    if times.ndim != 1 or times.shape[0] < 1:
+        raise ValueError(f"times of shape {times.shape} must have shape (N + 1,), for N steps")
+
+
+def check_first_time(t_min: Any, sde: SDE) -> None:
+    """ValueError unless `t_min`, where given, lies between 0 and the end of the process's time; 0 itself has a score
+    only where the process has noise there."""
+    if t_min is None or isinstance(t_min, jax.core.Tracer):
+        return
+    if not 0 <= t_min < sde.t_start:
+        raise ValueError(f"t_min={t_min} must lie above 0 and below {sde.t_start}, where the process's grids start")
+    if t_min == 0:
+        with jax.ensure_compile_time_eval():
+            sigma = sde.sigma(0.0)
+        if not isinstance(sigma, jax.core.Tracer) and not sigma > 0:
+            raise ValueError(f"t_min={t_min} must be above 0: the process has no noise there, and so no score")
+
+
+def check_tolerances(rtol: Any, atol: Any, max_evaluations: int) -> None:
+    """ValueError unless both tolerances are finite and not negative, one of them is positive, and the evaluations
+    suffice for a step of Dormand-Prince."""
+    check_not_negative(rtol=rtol, atol=atol)
+    if isinstance(rtol, Real) and isinstance(atol, Real) and rtol == atol == 0:
+        raise ValueError("rtol=0 and atol=0: one of them must be positive")
+    if max_evaluations < 7:
+        raise ValueError(f"max_evaluations={max_evaluations} must be at least 7: one step takes that many")
+
+
+def check_not_negative(**numbers: Any) -> None:
+    """ValueError for a number that is negative, infinite or NaN."""
+    for name, value in numbers.items():
+        if isinstance(value, Real) and not 0 <= float(value) < math.inf:
+            raise ValueError(f"{name}={value} must be at least 0 and finite")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:56]} …"
