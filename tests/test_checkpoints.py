@@ -145,9 +145,10 @@ def test_a_kill_during_the_removal_of_a_step_leaves_nothing_that_looks_like_one(
 
     writer = Checkpoints(tmp_path, keep=1)
     writer.save(1, {"x": jnp.float32(1)})
-    writer.save(2, {"x": jnp.float32(2)})
+    writer.wait()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", die)
+        writer.save(2, {"x": jnp.float32(2)})
         writer.wait()
     assert Checkpoints(tmp_path, read_only=True).steps() == [2]
     with Checkpoints(tmp_path) as writer:
@@ -229,14 +230,6 @@ def test_what_is_missing_is_named_with_what_there_is(reader, folder, tmp_path):
     (tmp_path / "7" / "notes.txt").write_text("not ours")
     with pytest.raises(CheckpointError, match=r"holds no checkpoint$"):
         Checkpoints(tmp_path, read_only=True).restore(ABSTRACT)
-
-
-def test_a_checkpoint_that_lost_its_files_is_one_line(folder, tmp_path):
-    shutil.copytree(folder / "6", tmp_path / "6")
-    shutil.rmtree(tmp_path / "6" / "state")
-    with pytest.raises(CheckpointError, match=f"{tmp_path}/6 is not a readable checkpoint: .") as caught:
-        Checkpoints(tmp_path, read_only=True).restore(ABSTRACT)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [{"keep": 0}, {"keep_every": 0}])
