@@ -1,6 +1,7 @@
 """The command line: diffuse-jax train | sample | evaluate | likelihood | import | export | list."""
 
 import argparse
+import logging
 import os
 import pathlib
 import sys
@@ -178,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
     _keep_compilations()
+    _quiet_libraries()
     from diffuse_jax.cli import commands, distributed
 
     try:
@@ -200,6 +202,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("diffuse-jax: interrupted", file=sys.stderr)
         return 130
+
+
+def _quiet_libraries() -> None:
+    """What Orbax and asyncio log of an error, with its traceback, is raised too, and said here in one line."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 def _keep_compilations() -> None:
