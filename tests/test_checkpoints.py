@@ -268,7 +268,7 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     assert read_json(path) == {"a": [1, 2.5, None, "é"]}
     with pytest.raises(TypeError):
         write_json_atomic(path, {"a": object()})
-    with disk_of(4), pytest.raises(OSError):
+    with disk_of(4), pytest.raises(OSError, match=rf"{path}"):
         write_json_atomic(path, {"a": "long enough"})
     assert read_json(path) == {"a": [1, 2.5, None, "é"]} and os.listdir(tmp_path) == ["config.json"]
 
