@@ -162,19 +162,16 @@ class Checkpoints:
         path = self.directory / str(step)
         if damage := self._damage(path):
             raise self._unreadable(step, f"is damaged: {damage}", damaged=True)
-        unchecked = not (path / CHECKSUMS).exists()  # so that whatever fails may be damage
         try:
             tree = ocp.metadata(path).metadata
             stored = _named_leaves(tree)
         except Exception as error:
-            raise self._unreadable(
-                step, f"is not a readable checkpoint: {_first_line(error)}", damaged=unchecked
-            ) from error
+            raise self._unreadable(step, f"is not a readable checkpoint: {_first_line(error)}") from error
         if part is not None:
             stored = {name: leaf for name, leaf in stored.items() if name.split("/")[0] == part}
         difference = _first_difference(stored, _named_leaves(abstract))
         if difference:
-            raise self._unreadable(step, f"does not fit: {difference}", damaged=unchecked)
+            raise self._unreadable(step, f"does not fit: {difference}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if sharding is None:
             sharding = jax.tree.map(lambda x: getattr(x, "sharding", None) or here, abstract)
@@ -188,7 +185,7 @@ class Checkpoints:
         try:
             return ocp.load(path, wanted)
         except Exception as error:
-            raise self._unreadable(step, f"could not be read: {_first_line(error)}", damaged=unchecked) from error
+            raise self._unreadable(step, f"could not be read: {_first_line(error)}") from error
 
     def step(self, step: int | None = None) -> int:
         """`step`, or the latest where it is None. CheckpointError where it does not exist, with those that do."""
@@ -211,20 +208,24 @@ class Checkpoints:
             return f"{error.filename}: {error.strerror}"
         return f"{CHECKSUMS} is missing" if written else None
 
-    def _unreadable(self, step: int, what: str, damaged: bool) -> CheckpointError:
+    def _unreadable(self, step: int, what: str, damaged: bool = False) -> CheckpointError:
         """The error of a step, with what to read in its place where it is, or may be, damaged."""
         path = self.directory / str(step)
         if not path.exists():
             there = ", ".join(map(str, self.steps())) or "none"
             return CheckpointError(f"{path} was removed while it was read; the steps there are now: {there}")
-        return CheckpointError(f"{path} {what}" + (f"; {self._instead(step)}" if damaged else ""))
+        if damaged:
+            return CheckpointError(f"{path} {what}; {self._instead(step)}")
+        if not (path / CHECKSUMS).exists():
+            return CheckpointError(f"{path} {what}; without checksums it may be damaged: {self._instead(step)}")
+        return CheckpointError(f"{path} {what}")
 
     def _instead(self, step: int) -> str:
         away = f"; to train on from it, move {self.directory / str(step)} away"
         for other in reversed([other for other in self.steps() if other != step]):
             path = self.directory / str(other)
             if self._damage(path) is None:
-                found = "whole step" if (path / CHECKSUMS).exists() else "other step, which has no checksums,"
+                found = "whole step" if (path / CHECKSUMS).exists() else "other step, without checksums too,"
                 return f"the latest {found} is {other} (--checkpoint={other})" + (away if other < step else "")
         return "no other step is whole"
 

@@ -114,7 +114,10 @@ def test_steps_of_before_there_were_checksums_are_read_and_told_in_a_line_where_
     unchecked(folder, 4, 8)
     reader = Checkpoints(folder, read_only=True)
     np.testing.assert_array_equal(reader.restore(ABSTRACT)["ema"]["w"], TREE["ema"]["w"])
-    hint = "; the latest other step, which has no checksums, is 4 (--checkpoint=4); to train on from it, move "
+    hint = (
+        "; without checksums it may be damaged: the latest other step, without checksums too, is 4 (--checkpoint=4); "
+        "to train on from it, move "
+    )
     for name in ("_METADATA", "manifest.ocdbt", "array_metadatas/process_0"):
         path = folder / "8" / "state" / name
         content = path.read_bytes()

@@ -5,7 +5,9 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any, NoReturn
 
 __all__ = ["main"]
@@ -208,6 +210,13 @@ def _quiet_libraries() -> None:
     """What Orbax and asyncio log of an error, with its traceback, is raised too, and said here in one line."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    sys.excepthook = _show_in_main_thread
+
+
+def _show_in_main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """In TensorStore's threads it is what they can no longer hand over to a reader that has failed."""
+    if threading.current_thread() is threading.main_thread():
+        sys.__excepthook__(kind, error, trace)
 
 
 def _keep_compilations() -> None:

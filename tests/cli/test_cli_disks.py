@@ -47,6 +47,22 @@ def test_a_damaged_checkpoint_is_one_line_that_names_it_and_the_whole_step(toy_r
         assert lines(capfd, *command, f"--workdir={folder}") == [line]
 
 
+def test_a_damaged_checkpoint_of_before_there_were_checksums_is_one_line_too(toy_run, tmp_path, capfd):
+    folder = shutil.copytree(toy_run, tmp_path / "run")
+    for step in (folder / "checkpoints").iterdir():
+        (step / "SHA256SUMS").unlink()
+        marker = step / "_CHECKPOINT_METADATA"
+        marker.write_text(marker.read_text().replace('{"checksums": "SHA256SUMS"}', "{}"))
+    for path in (
+        (folder / "checkpoints" / "8").rglob("process_0"),
+        (folder / "checkpoints" / "8" / "state/d").iterdir(),
+    ):
+        file = next(path)
+        file.write_bytes(truncate(file.read_bytes()))
+        (line,) = lines(capfd, "sample", "--num=4", f"--workdir={folder}")
+        assert f"{folder}/checkpoints/8 " in line and "may be damaged: the latest other step" in line
+
+
 def test_what_the_line_of_a_damaged_checkpoint_says_helps(toy_run, tmp_path):
     folder = shutil.copytree(toy_run, tmp_path / "run")
     step = folder / "checkpoints" / "8"
