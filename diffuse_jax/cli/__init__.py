@@ -7,7 +7,6 @@ import pathlib
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, NoReturn
 
 __all__ = ["main"]
@@ -43,6 +42,8 @@ solvers: euler_maruyama, reverse_diffusion, ancestral, ddpm (stochastic); ddim, 
 pc), or +batch_langevin, +annealed_langevin. score_sde:PREDICTOR[+CORRECTOR] is score_sde's own sampler:
 euler_maruyama, reverse_diffusion, ancestral or none; langevin or ald.
 """
+
+_UNRAISABLE = sys.unraisablehook  # as it was before a command put its own in front
 
 
 class _Parser(argparse.ArgumentParser):
@@ -210,13 +211,13 @@ def _quiet_libraries() -> None:
     """What Orbax and asyncio log of an error, with its traceback, is raised too, and said here in one line."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    sys.excepthook = _show_in_main_thread
+    sys.unraisablehook = _show_unraisable
 
 
-def _show_in_main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """In TensorStore's threads it is what they can no longer hand over to a reader that has failed."""
-    if threading.current_thread() is threading.main_thread():
-        sys.__excepthook__(kind, error, trace)
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Passes over what TensorStore's own threads can no longer hand to a reader that has failed."""
+    if unraisable.object is not None or threading.current_thread() is threading.main_thread():
+        _UNRAISABLE(unraisable)
 
 
 def _keep_compilations() -> None:
