@@ -1,8 +1,9 @@
 """The training state on disk, one numbered folder a step, and small JSON files beside it.
 
-A thin layer over Orbax that says when to save, what to keep and, in one line, what does not fit. A step exists exactly
-when Orbax has renamed it into place, so a process killed at any moment leaves the earlier steps whole and at most a
-temporary folder, which the next writer removes.
+A thin layer over Orbax that says when to save, what to keep and, in one line, what does not fit or is damaged. A step
+exists exactly when it is whole on disk with the checksums of its files (`SHA256SUMS`), for only then it is renamed into
+place: a process killed at any moment leaves the earlier steps whole and at most a temporary folder, which the next
+writer removes. Whatever is read is compared with its checksums first.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -17,16 +19,17 @@ import jax
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from diffuse_jax._checksums import CHECKSUMS, find_damage, write_checksums
 from diffuse_jax._files import written_atomically
 
 __all__ = ["CheckpointError", "Checkpoints", "read_json", "write_json_atomic"]
 
 _MARKER = "_CHECKPOINT_METADATA"  # Orbax writes this file into every complete step.
-_UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax ends the name of a step that it is writing in this.
+_UNFINISHED = ".orbax-checkpoint-tmp"  # In the name of a step that is being written (it is Orbax's) or removed.
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is missing, is not one, or does not fit what is asked of it."""
+    """A checkpoint that is missing, is not one, is damaged, or does not fit what is asked of it."""
 
 
 class Checkpoints:
@@ -51,7 +54,8 @@ class Checkpoints:
             raise ValueError(f"{keep=} and {keep_every=} must be at least 1")
         self.directory = pathlib.Path(directory).absolute()
         self._keep, self._keep_every, self._read_only = keep, keep_every, read_only
-        self._pending: tuple[int, ocp.AsyncResponse[None]] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._pending: Future[None] | None = None
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._clean()
@@ -60,10 +64,15 @@ class Checkpoints:
         """The steps on disk, ascending; a save in progress is not among them."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and (p / _MARKER).exists())
+        # By either file: one that lost the other is damaged, and no reader may take an earlier step for the latest.
+        return sorted(
+            int(path.name)
+            for path in self.directory.iterdir()
+            if path.name.isdigit() and ((path / _MARKER).exists() or (path / CHECKSUMS).exists())
+        )
 
     def latest_step(self) -> int | None:
-        """The last complete step, or None."""
+        """The last step on disk, or None."""
         return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any) -> None:
@@ -74,13 +83,31 @@ class Checkpoints:
         """
         if self._read_only:
             raise CheckpointError(f"{self.directory} was opened read-only; open it with read_only=False to save")
-        self.wait()
+        self._finish()
+        partial = self.directory / f"{step}.partial{_UNFINISHED}"
         try:
-            if step in self.steps():
-                self._remove(step)
+            self._clean()
             if jax.process_count() > 1:  # the others must not come upon what process 0 removes
                 multihost_utils.sync_global_devices(f"save {step}")
-            self._pending = step, ocp.save_async(self.directory / str(step), state)
+            response = ocp.save_async(partial, state, custom_metadata={"checksums": CHECKSUMS})
+        except Exception as error:
+            raise self._failed(step, error) from error
+        self._pending = self._thread.submit(self._commit, step, partial, response)
+
+    def _commit(self, step: int, partial: pathlib.Path, response: ocp.AsyncResponse[None]) -> None:
+        """In the background: waits for Orbax, in process 0 makes what it wrote a step, and removes what is not kept."""
+        try:
+            response.result()
+            if jax.process_index() != 0:
+                return
+            write_checksums(partial)
+            if step in self.steps():
+                self._set_aside(step)
+            partial.rename(self.directory / str(step))
+            for old in self.steps()[: -self._keep]:
+                if not self._keep_every or old % self._keep_every:
+                    self._set_aside(old)
+            self._clean()
         except Exception as error:
             raise self._failed(step, error) from error
 
@@ -88,18 +115,15 @@ class Checkpoints:
         """Returns when the save in progress is on disk and what is no longer kept is removed. OSError, naming the
         folder, where it cannot be written.
         """
+        if self._finish() and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("saved")
+
+    def _finish(self) -> bool:
+        """As `wait`, but of this process's part alone; whether there was a save in progress."""
         pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        step, response = pending
-        try:
-            response.result()
-            steps = self.steps()
-            for old in steps[: -self._keep]:
-                if not self._keep_every or old % self._keep_every:
-                    self._remove(old)
-        except Exception as error:
-            raise self._failed(step, error) from error
+        if pending is not None:
+            pending.result()
+        return pending is not None
 
     def close(self) -> None:
         """Waits for the save in progress. OSError as in `wait`."""
@@ -111,7 +135,10 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:  # which the other processes need not have, nor come here
+            self._finish()
 
     def restore(self, abstract: Any, step: int | None = None, sharding: Any = None) -> Any:
         """The state stored at `step` (default: the latest), in the structure, shapes and dtypes of `abstract`.
@@ -119,8 +146,9 @@ class Checkpoints:
         `abstract` is a tree of arrays or `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it; the arrays are placed by
         `sharding`, one for all or a tree of them, or by the sharding of each leaf, or on this process's first device.
         How many devices and processes wrote the state, and how it was split over them, does not matter.
-        CheckpointError, naming the first leaf that differs, where the stored tree is another; and where the directory,
-        the step or any checkpoint at all is missing, with the steps that exist.
+        CheckpointError, naming the first leaf that differs, where the stored tree is another; naming the file, and the
+        latest step that is whole, where the step is damaged; and where the directory, the step or any checkpoint at all
+        is missing, with the steps that exist.
         """
         return self._restore(abstract, step, sharding, part=None)
 
@@ -130,17 +158,20 @@ class Checkpoints:
         return self._restore({part: abstract}, step, placed, part=part)[part]
 
     def _restore(self, abstract: Any, step: int | None, sharding: Any, part: str | None) -> Any:
-        path = self.directory / str(self.step(step))
+        step = self.step(step)
+        path = self.directory / str(step)
+        if damage := self._damage(path):
+            raise self._unreadable(step, f"is damaged: {damage}", damaged=True)
         try:
             tree = ocp.metadata(path).metadata
             stored = _named_leaves(tree)
         except Exception as error:
-            raise CheckpointError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+            raise self._unreadable(step, f"is not a readable checkpoint: {_first_line(error)}") from error
         if part is not None:
             stored = {name: leaf for name, leaf in stored.items() if name.split("/")[0] == part}
         difference = _first_difference(stored, _named_leaves(abstract))
         if difference:
-            raise CheckpointError(f"{path} does not fit: {difference}")
+            raise self._unreadable(step, f"does not fit: {difference}")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if sharding is None:
             sharding = jax.tree.map(lambda x: getattr(x, "sharding", None) or here, abstract)
@@ -154,7 +185,7 @@ class Checkpoints:
         try:
             return ocp.load(path, wanted)
         except Exception as error:
-            raise CheckpointError(f"{path} could not be read: {_first_line(error)}") from error
+            raise self._unreadable(step, f"could not be read: {_first_line(error)}") from error
 
     def step(self, step: int | None = None) -> int:
         """`step`, or the latest where it is None. CheckpointError where it does not exist, with those that do."""
@@ -167,11 +198,40 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory} holds no step {step}, but {', '.join(map(str, steps))}")
         return steps[-1] if step is None else step
 
-    def _remove(self, step: int) -> None:
+    def _damage(self, path: pathlib.Path) -> str | None:
+        """What is damaged in a step, in words; None also for one that was written before there were checksums."""
+        try:
+            if (path / CHECKSUMS).exists():
+                return find_damage(path)
+            written = CHECKSUMS.encode() in (path / _MARKER).read_bytes()
+        except OSError as error:
+            return f"{error.filename}: {error.strerror}"
+        return f"{CHECKSUMS} is missing" if written else None
+
+    def _unreadable(self, step: int, what: str, damaged: bool = False) -> CheckpointError:
+        """The error of a step, with what to read in its place where it is, or may be, damaged."""
+        path = self.directory / str(step)
+        if not path.exists():
+            there = ", ".join(map(str, self.steps())) or "none"
+            return CheckpointError(f"{path} was removed while it was read; the steps there are now: {there}")
+        if damaged:
+            return CheckpointError(f"{path} {what}; {self._instead(step)}")
+        if not (path / CHECKSUMS).exists():
+            return CheckpointError(f"{path} {what}; without checksums it may be damaged: {self._instead(step)}")
+        return CheckpointError(f"{path} {what}")
+
+    def _instead(self, step: int) -> str:
+        away = f"; to train on from it, move {self.directory / str(step)} away"
+        for other in reversed([other for other in self.steps() if other != step]):
+            path = self.directory / str(other)
+            if self._damage(path) is None:
+                found = "whole step" if (path / CHECKSUMS).exists() else "other step, without checksums too,"
+                return f"the latest {found} is {other} (--checkpoint={other})" + (away if other < step else "")
+        return "no other step is whole"
+
+    def _set_aside(self, step: int) -> None:
         """Renamed first: a kill while its files go cannot leave a part of a step that looks like one."""
-        if jax.process_index() == 0:
-            (self.directory / str(step)).rename(self.directory / f"{step}.removed{_UNFINISHED}")
-            self._clean()
+        (self.directory / str(step)).rename(self.directory / f"{step}.removed{_UNFINISHED}")
 
     def _clean(self) -> None:
         if jax.process_index() == 0:

@@ -145,9 +145,10 @@ def test_a_kill_during_the_removal_of_a_step_leaves_nothing_that_looks_like_one(
 
     writer = Checkpoints(tmp_path, keep=1)
     writer.save(1, {"x": jnp.float32(1)})
-    writer.save(2, {"x": jnp.float32(2)})
+    writer.wait()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shutil, "rmtree", die)
+        writer.save(2, {"x": jnp.float32(2)})
         writer.wait()
     assert Checkpoints(tmp_path, read_only=True).steps() == [2]
     with Checkpoints(tmp_path) as writer:
@@ -231,14 +232,6 @@ def test_what_is_missing_is_named_with_what_there_is(reader, folder, tmp_path):
         Checkpoints(tmp_path, read_only=True).restore(ABSTRACT)
 
 
-def test_a_checkpoint_that_lost_its_files_is_one_line(folder, tmp_path):
-    shutil.copytree(folder / "6", tmp_path / "6")
-    shutil.rmtree(tmp_path / "6" / "state")
-    with pytest.raises(CheckpointError, match=f"{tmp_path}/6 is not a readable checkpoint: .") as caught:
-        Checkpoints(tmp_path, read_only=True).restore(ABSTRACT)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("bad", [{"keep": 0}, {"keep_every": 0}])
 def test_a_policy_that_keeps_nothing_is_refused(tmp_path, bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))}=0"):
@@ -275,7 +268,7 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     assert read_json(path) == {"a": [1, 2.5, None, "é"]}
     with pytest.raises(TypeError):
         write_json_atomic(path, {"a": object()})
-    with disk_of(4), pytest.raises(OSError):
+    with disk_of(4), pytest.raises(OSError, match=rf"{path}"):
         write_json_atomic(path, {"a": "long enough"})
     assert read_json(path) == {"a": [1, 2.5, None, "é"]} and os.listdir(tmp_path) == ["config.json"]
 

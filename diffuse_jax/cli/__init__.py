@@ -2,10 +2,12 @@
 
 import argparse
 import importlib.metadata
+import logging
 import os
 import pathlib
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -44,6 +46,8 @@ Any field of the experiment can be changed: --config.section.field=value, as in 
 --config.model.ch_mult='(1, 2, 2)'. `--dry_run` prints every field with its value; docs/howto/experiments.md says what
 each is, and what it may be.
 """
+
+_UNRAISABLE = sys.unraisablehook  # as it was before a command put its own in front
 
 
 class _Parser(argparse.ArgumentParser):
@@ -222,6 +226,7 @@ def _command(argv: Sequence[str] | None, interrupt: Interruptible) -> int:
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
     _keep_compilations()
+    _quiet_libraries()
     from diffuse_jax.cli import commands, distributed
 
     with interrupt, distributed.leave():
@@ -243,6 +248,19 @@ def _failed(error: BaseException) -> int:
             print(f"diffuse-jax: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, FloatingPointError) else 2
     raise error
+
+
+def _quiet_libraries() -> None:
+    """What Orbax and asyncio log of an error, with its traceback, is raised too, and said here in one line."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = _show_unraisable
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Passes over what TensorStore's own threads can no longer hand to a reader that has failed."""
+    if unraisable.object is not None or threading.current_thread() is threading.main_thread():
+        _UNRAISABLE(unraisable)
 
 
 def _keep_compilations() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffuse_jax.checkpoints import Checkpoints
-from diffuse_jax.cli.run import free_name, open_run
+from diffuse_jax.cli.run import check_writable, free_name, open_run, workdir_of
 from diffuse_jax.config import ConfigError, describe, read
 from diffuse_jax.config.foreign_options import score_sde_options
 from diffuse_jax.config.imported import Imported, of_experiment, of_options
@@ -24,9 +24,10 @@ _DIFFUSERS_SCHEDULER = "scheduler_config.json"
 
 def import_(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Writes a run with another program's weights, from which the other commands work."""
-    workdir = pathlib.Path(args.workdir)
+    workdir = workdir_of(args)
     if workdir.is_file() or is_run(workdir) or (workdir.exists() and any(workdir.iterdir())):
         raise ConfigError(f"--workdir={workdir} is not an empty folder: name another")
+    check_writable(workdir)
     experiment, state = _read(args, overrides)
     # All or nothing: until it is whole the folder has another name.
     partial = workdir.absolute().with_name(f"{workdir.absolute().name}.{os.getpid()}.importing")
@@ -52,10 +53,10 @@ def import_(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def export(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Writes a run's averaged parameters under the names of score_sde's PyTorch program, its options with them."""
-    run = open_run(args, overrides)
+    output = pathlib.Path(args.output)
+    run = open_run(args, overrides, output.parent)
     options = score_sde_options(run.experiment)
     arrays = to_score_sde(run.experiment.net.module, run.denoise.params, run.experiment.data.shape)
-    output = pathlib.Path(args.output)
     write_safetensors(free_name(output), arrays, options, run.step)
     print(f"{len(arrays)} arrays of step {run.step} in {output}")
     return 0

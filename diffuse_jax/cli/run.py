@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from diffuse_jax.training import make_mesh, replicated
 __all__ = [
     "TrainedRun",
     "as_asked",
+    "check_writable",
     "free_name",
     "labels_in_turn",
     "open_run",
@@ -46,20 +48,35 @@ class TrainedRun:
 
 
 def workdir_of(args: argparse.Namespace) -> pathlib.Path:
-    """--workdir, or runs/NAME for --config=NAME."""
+    """--workdir, or runs/NAME for --config=NAME. ConfigError for a name that checkpoints cannot have."""
     if not args.workdir and not args.config:
         raise ConfigError("--workdir is missing: give the folder of a run, or --config=NAME for runs/NAME")
     name = args.workdir or f"runs/{os.path.basename(args.config.partition(':')[0]).removesuffix('.py')}"
     if os.path.exists(name) and not os.path.isdir(name):
         raise ConfigError(f"--workdir={name} is a file: give a folder")
+    path = os.fsencode(os.path.abspath(name)).decode(errors="backslashreplace")
+    if path != os.path.abspath(name):
+        raise ConfigError(f"--workdir={path} is not UTF-8, which checkpoints need: give another name")
     return pathlib.Path(name)
 
 
-def open_run(args: argparse.Namespace, overrides: Sequence[str]) -> TrainedRun:
+def check_writable(folder: pathlib.Path) -> None:
+    """ConfigError where no file can be written in a folder, or the folder cannot be made; known before an hour is spent
+    on what would go there. Nothing is left behind."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".writable.") as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} cannot be written to: {error.strerror}") from error
+
+
+def open_run(args: argparse.Namespace, overrides: Sequence[str], output: pathlib.Path | None = None) -> TrainedRun:
     """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is
-    refused; its data are not looked at."""
+    refused, and an output folder (default: the run's own) that cannot be written to; its data are not looked at."""
     workdir = together(lambda: workdir_of(args))
     experiment, step = together(lambda: _experiment(args, overrides, workdir))
+    together(lambda: check_writable(output or workdir))
     check_same("experiment", json.dumps(experiment.config.to_dict(), default=str))
     check_shared(workdir)
     mesh = make_mesh()

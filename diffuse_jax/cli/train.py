@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.distributed import check_same, check_shared, first, from_first, together
-from diffuse_jax.cli.run import labels_in_turn, picture, sampler, to_data, workdir_of
+from diffuse_jax.cli.run import check_writable, labels_in_turn, picture, sampler, to_data, workdir_of
 from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, override, read
 from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, read_run, write_run
 from diffuse_jax.data import Batches, Dataset, prefetch
@@ -44,6 +45,7 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.dry_run:
         return together(lambda: _dry_run(config, mesh) if first() else 0)
     workdir = together(lambda: workdir_of(args))
+    together(lambda: check_writable(workdir))
     dataset, experiment = together(lambda: _data_and_experiment(config, workdir))
     check_same("data set", f"{experiment.data} {len(dataset.train)} {len(dataset.test)}")
     with contextlib.ExitStack() as held:
@@ -51,6 +53,7 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         check_shared(workdir)
         c = config.training
         kept = held.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=c.keep, keep_every=c.keep_every or None))
+        together(lambda: _check_space(experiment, kept) if first() else None)
         return _run(experiment, dataset, workdir, kept, mesh)
 
 
@@ -87,6 +90,27 @@ def _prepared(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path) -
                 )
         write_run(workdir, config, experiment.data, len(dataset.train))
         yield
+
+
+def _check_space(experiment: Experiment, kept: Checkpoints) -> None:
+    """ConfigError where the disk has no room for the checkpoints to come.
+
+    One more than is kept must fit, for an old one is removed when the new one is whole; what is there already, of a run
+    that goes on, has its room. Of `keep_every` only what `keep` holds is counted: those may be moved away meanwhile.
+    """
+    c, there = experiment.config.training, kept.steps()
+    saves = math.ceil((c.steps - (there[-1] if there else 0)) / c.checkpoint_every)
+    old = min(len(there), c.keep)
+    more = min(old + saves, c.keep + 1) - old
+    state = jax.eval_shape(experiment.create_state)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(kept.directory).free
+    if free < more * size:
+        raise ConfigError(
+            f"the disk of {kept.directory} has {free / 2**20:.1f} MiB free, and checkpoints need "
+            f"{more * size / 2**20:.1f} MiB more ({more} of {size / 2**20:.1f} MiB): free some, or give a smaller "
+            "config.training.keep or another --workdir"
+        )
 
 
 def _config(args: argparse.Namespace, overrides: Sequence[str]) -> ConfigDict:

@@ -15,7 +15,7 @@ import toy_training as toy
 
 from diffuse_jax import training
 from diffuse_jax.checkpoints import Checkpoints
-from diffuse_jax.training.logs import drop_lines_after
+from diffuse_jax.training.logs import MetricLog, drop_lines_after
 from diffuse_jax.training.loop import Interrupt
 
 
@@ -165,6 +165,17 @@ def test_tensorboard_has_the_lines_of_both_halves(fit, tmp_path):
     assert [event.step for event in board.Scalars("loss")] == [4, 8, 12]
 
 
+def test_tensorboard_takes_back_what_the_log_takes_back(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, steps in ((0, (2, 4, 6)), (4, (8,))):
+        with MetricLog(tmp_path, start) as log:
+            for step in steps:
+                log.write(step, {"loss": step / 2})
+    board = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(2, 1), (4, 2), (8, 4)]
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 8]
+
+
 def test_a_finished_run_started_again_does_nothing(fit, tmp_path):
     done = fit()
     before = (tmp_path / "metrics.jsonl").read_text()
@@ -181,6 +192,19 @@ def test_lines_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
     assert path.read_text() == whole
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
     drop_lines_after(tmp_path / "absent", 4)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b'{"step": 3, "lo\xff\xfe\x00', "é".encode()[:1], b"\x00" * 4096, b"\x00\n\xc3\n\n{\n" + b"[" * 10_000 + b"\n"],
+)
+def test_bytes_that_are_no_lines_are_dropped_from_the_log(tmp_path, tail):
+    """As a kill, or a loss of power, leaves them. JSON that is not ours is left alone."""
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"step": 2, "loss": null}\n[]\n3\n{"step": "x"}\n{"note": "\xc3\xa9"}\n{"step": 4, "loss": 1.0}\n'
+    path.write_bytes(whole + tail)
+    drop_lines_after(path, 4)
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # of another layout than the state's
