@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import pathlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -144,12 +145,13 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
 
 
 def _say_what_is_there(workdir: pathlib.Path, kept: Checkpoints, step: int, grid: str) -> None:
+    quoted = shlex.quote(str(workdir))
     print(
         f"trained to step {step}\n"
         f"  samples      {grid}\n"
         f"  checkpoints  {workdir / CHECKPOINTS} (steps {', '.join(map(str, kept.steps()))})\n"
         f"  metrics      {workdir / 'metrics.jsonl'}, and tensorboard --logdir {workdir / 'tensorboard'}\n"
-        f"next: diffuse-jax sample --workdir={workdir}, diffuse-jax evaluate --workdir={workdir}"
+        f"next: diffuse-jax sample --workdir={quoted}, diffuse-jax evaluate --workdir={quoted}"
     )
 
 

@@ -165,7 +165,7 @@ def damaged(run_folder, what):
     [
         ("absent", ["holds no run"]),
         ("config.json", ["config.json is not JSON"]),
-        ("fields", ["config.json does not fit this version"]),
+        ("fields", ["config.json: data lacks shape, levels, num_classes"]),
         ("foreign", ["checkpoints/ but no config.json"]),
         ("empty", ["checkpoints"]),
         ("corrupt", ["checkpoints/8"]),

@@ -257,4 +257,11 @@ def test_what_cannot_be_imported_is_refused_in_one_line_and_leaves_nothing(of_fl
     assert "--config is missing" in refused(capsys, *good[:2], target)
     assert "must be a JSON file" in refused(capsys, "--from=edm", good[1], "--config=digits", target)
     assert "no file" in refused(capsys, good[0], f"--source={tmp_path / 'none'}", good[2], target)
+    odd = written(tmp_path / "e.json", {**options, "sde": "vpsde", "beta_min": "x"})
+    line = refused(capsys, *good[:2], f"--config={odd}", target)
+    assert "e.json" in line and "beta_min is 'x', and must be a number" in line
+    write_safetensors(weights, params, {"model": {}})
+    for program, source in (("diffusers", good[1:2]), ("edm", good[1:2]), ("edm", good[1:])):
+        line = refused(capsys, f"--from={program}", *source, target)
+        assert f"holds options of score_sde, not of {program}: give --from=score_sde" in line
     assert not list(tmp_path.glob("run*"))
