@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffuse_jax.checkpoints import Checkpoints
-from diffuse_jax.cli.run import free_name, open_run
+from diffuse_jax.cli.run import check_file, free_name, open_run
 from diffuse_jax.config import ConfigError, describe, read
 from diffuse_jax.config.foreign_options import score_sde_options
 from diffuse_jax.config.imported import Imported, of_experiment, of_options, program_of
@@ -53,13 +53,23 @@ def import_(args: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def export(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Writes a run's averaged parameters under the names of score_sde's PyTorch program, its options with them."""
-    run = open_run(args, overrides)
+    output = _output(args.output)
+    run = open_run(args, overrides, check=score_sde_options)
     options = score_sde_options(run.experiment)
     arrays = to_score_sde(run.experiment.net.module, run.denoise.params, run.experiment.data.shape)
-    output = pathlib.Path(args.output)
     write_safetensors(free_name(output), arrays, options, run.step)
     print(f"{len(arrays)} arrays of step {run.step} in {output}")
     return 0
+
+
+def _output(name: str) -> pathlib.Path:
+    """The file of --output."""
+    if not name:
+        raise ConfigError("--output is empty: give the name of a .safetensors file")
+    try:
+        return check_file(name)
+    except ConfigError as error:
+        raise ConfigError(f"--output={error}") from error
 
 
 def _read(args: argparse.Namespace, overrides: Sequence[str]) -> Imported:

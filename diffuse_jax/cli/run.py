@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from diffuse_jax.training import make_mesh, replicated
 __all__ = [
     "TrainedRun",
     "as_asked",
+    "check_file",
     "free_name",
     "labels_in_turn",
     "open_run",
@@ -56,11 +57,14 @@ def workdir_of(args: argparse.Namespace) -> pathlib.Path:
     return pathlib.Path(name)
 
 
-def open_run(args: argparse.Namespace, overrides: Sequence[str]) -> TrainedRun:
+def open_run(
+    args: argparse.Namespace, overrides: Sequence[str], check: Callable[[Experiment], Any] = lambda experiment: None
+) -> TrainedRun:
     """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is
-    refused; its data are not looked at."""
+    refused, and what `check` refuses before its parameters are loaded; its data are not looked at."""
     workdir = together(lambda: workdir_of(args))
     experiment, step = together(lambda: _experiment(args, overrides, workdir))
+    together(lambda: check(experiment))
     check_same("experiment", json.dumps(experiment.config.to_dict(), default=str))
     check_shared(workdir)
     mesh = make_mesh()
@@ -112,9 +116,18 @@ def picture(samples: np.ndarray) -> np.ndarray:
     return image_grid(samples) if samples.ndim == 4 else scatter_picture(samples[:, :2])
 
 
+def check_file(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The path of a file that can be written: ConfigError for what exists and is no file, as a folder is."""
+    path = pathlib.Path(name)
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the name of a file")
+    return path
+
+
 def free_name(path: pathlib.Path) -> pathlib.Path:
-    """`path`, after a file of that name has been moved aside to name.1, name.2, … and that been said."""
-    if path.exists():
+    """`path`, after a file of that name has been moved aside to name.1, name.2, … and that been said. ConfigError where
+    what has that name is no file."""
+    if check_file(path).exists():
         number = 1
         while (aside := path.with_stem(f"{path.stem}.{number}")).exists():
             number += 1
