@@ -1,16 +1,16 @@
 """From what a user names to a `Dataset`: one function for every source."""
 
 import os
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from diffuse_jax.data.array_files import read_arrays
 from diffuse_jax.data.builtin import TOYS, digits, toy
 from diffuse_jax.data.folder import MODES, folder
 from diffuse_jax.data.prepared import tfds_dataset
-from diffuse_jax.data.sources import Arrays, DataError, Dataset, split
+from diffuse_jax.data.sources import Arrays, DataError, Dataset, check_holdout, require_memory, split
 
 ArraysLike = np.ndarray | Mapping[str, np.ndarray]
 
@@ -22,6 +22,7 @@ def load_dataset(
     channels: int | None = None,
     holdout: float = 0.1,
     labels: bool = False,
+    num_classes: int | None = None,
     skip_unreadable: bool = False,
 ) -> Dataset:
     """The data set that `source` names.
@@ -29,13 +30,11 @@ def load_dataset(
     `digits`; `moons`, `checkerboard`, `eight_gaussians` or `rings`; `tfds:NAME` (or `tfds:FOLDER`) for prepared TFDS
     data; a path to a `.npy` or `.npz` file; or a path to a folder of images, for which `image_size` is required and
     `skip_unreadable` leaves out what cannot be decoded. An existing folder wins over a name. `holdout` is the share of
-    rows kept for testing where the source has no test split of its own; `labels` adds class labels to the rows. Raises
-    DataError, with one line that says what would do, for anything that cannot be loaded as asked.
+    rows kept for testing where the source has no test split of its own; `labels` adds class labels to the rows, and of
+    an array file `num_classes` says how many classes they name. Raises DataError, with one line that says what would
+    do, for anything that cannot be loaded as asked, and for what this machine's memory cannot hold.
     """
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size is {image_size}: give the side of the images in pixels, at least 1")
-    if channels is not None and channels not in MODES:
-        raise DataError(f"channels is {channels}: give 1 for grey or 3 for RGB")
+    check_asked(image_size, channels, holdout)
     if os.path.isdir(source):
         return folder(
             source,
@@ -54,13 +53,24 @@ def load_dataset(
     elif source in TOYS:
         dataset = toy(source)
     elif source.endswith((".npy", ".npz")) and os.path.isfile(source):
-        dataset = array_file(source, holdout=holdout, labels=labels)
+        dataset = array_file(source, holdout=holdout, labels=labels, num_classes=num_classes)
     else:
         raise DataError(
             f"there is no data set, file or folder {source!r}: give one of digits, {', '.join(TOYS)}, tfds:NAME, "
             "the path of a .npy or .npz file, or the path of a folder of images"
         )
     return check_as_asked(dataset, image_size, channels, labels)
+
+
+def check_asked(image_size: int | None, channels: int | None, holdout: float) -> None:
+    """DataError for a size, a number of channels or a share that no source could have; nothing is read."""
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size={image_size}: give the side of the images in pixels, at least 1")
+    if channels is not None and channels not in MODES:
+        raise DataError(f"channels={channels}: give 1 for grey or 3 for RGB")
+    check_holdout(holdout)
+    if image_size is not None:
+        require_memory(f"one image of image_size={image_size} in float32", 4 * (channels or 3) * image_size**2)
 
 
 def check_as_asked(dataset: Dataset, image_size: int | None, channels: int | None, labels: bool) -> Dataset:
@@ -96,7 +106,8 @@ def from_arrays(
 
     Without `test`, `holdout` of the rows are the test part. `levels` counts the grey levels of images whose bytes are
     round(255·k/(levels − 1)), 256 unless given, and `num_classes` the classes, one more than the largest label unless
-    given. Raises DataError where a shape, type, length or value does not fit.
+    given; then at least half of them must have a row. Raises DataError where a shape, type, length or value does not
+    fit.
     """
     parts = [
         checked(part, f"{name}, {which}") for which, part in (("train", train), ("test", test)) if part is not None
@@ -115,8 +126,16 @@ def from_arrays(
 
 
 def count_classes(parts: list[Arrays], num_classes: int | None, name: str) -> int | None:
-    """The number of classes of labelled parts, at least one more than their largest label; None without labels."""
-    largest = max((int(part.label.max(initial=0)) for part in parts if part.label is not None), default=-1)
+    """The number of classes of labelled parts, at least one more than their largest label; None without labels.
+    DataError where most of these classes have no row, unless their number is given."""
+    labels = [part.label for part in parts if part.label is not None]
+    seen = np.unique(np.concatenate([np.empty(0, np.int32), *labels]))
+    largest = int(seen[-1]) if len(seen) else -1
+    if num_classes is None and 2 * len(seen) <= largest:
+        raise DataError(
+            f"{name} has a label {largest} and {len(seen)} distinct ones, so that most of {largest + 1} classes would "
+            f"have no row: number them from 0 on without gaps, or give num_classes={largest + 1}"
+        )
     if num_classes is not None and num_classes <= largest:
         raise DataError(f"{name}: num_classes={num_classes} with a label {largest}: give at least {largest + 1}")
     return (num_classes or largest + 1) if largest >= 0 else None
@@ -140,33 +159,22 @@ def checked(part: ArraysLike, name: str) -> Arrays:
             raise DataError(f"{name} has numbers that are not finite in float32: remove those rows")
     if label is not None:
         label = np.asarray(label)
-        if label.shape != x.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min(initial=0) < 0:
+        whole = label.shape == x.shape[:1] and np.issubdtype(label.dtype, np.integer)
+        if not whole or label.min(initial=0) < 0 or label.max(initial=0) >= 2**31:
             raise DataError(
-                f"{name} has labels {label.dtype} {label.shape}: give one integer, 0 or more, for each of {len(x)} rows"
+                f"{name} has labels {label.dtype} {label.shape}: give one integer, 0 or more and below 2**31, for each "
+                f"of {len(x)} rows"
             )
         label = label.astype(np.int32)
     return Arrays(x, label)
 
 
-def array_file(path: str, *, holdout: float = 0.1, labels: bool = False) -> Dataset:
+def array_file(path: str, *, holdout: float = 0.1, labels: bool = False, num_classes: int | None = None) -> Dataset:
     """A data set from a `.npy` file of one array, or from a `.npz` file with x and, optionally, label, x_test and
     label_test; see `from_arrays`.
     """
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            fields = {"x": content}
-        else:
-            with content:
-                fields = dict(content.items())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as a NumPy file ({' '.join(str(error).split())})") from error
-    known = ("x", "label", "x_test", "label_test")
-    if "x" not in fields or not set(fields) <= set(known):
-        raise DataError(
-            f"{path} holds the arrays {', '.join(fields) or 'none'}: it needs x, and may have {', '.join(known[1:])}"
-        )
     names = ("x", "label") if labels else ("x",)
+    fields = read_arrays(path, [*names, *(f"{name}_test" for name in names)])
     train = {k: fields[k] for k in names if k in fields}
     test = {k: fields[f"{k}_test"] for k in names if f"{k}_test" in fields}
-    return from_arrays(train, test or None, name=path, holdout=holdout)
+    return from_arrays(train, test or None, name=path, holdout=holdout, num_classes=num_classes)
