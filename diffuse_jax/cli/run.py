@@ -117,8 +117,11 @@ def picture(samples: np.ndarray) -> np.ndarray:
 
 
 def check_file(name: str | os.PathLike[str]) -> pathlib.Path:
-    """The path of a file that can be written: ConfigError for what exists and is no file, as a folder is."""
+    """The path of a file that can be written: ConfigError for what exists and is no file, as a folder is, and for what
+    would lie in a file."""
     path = pathlib.Path(name)
+    if above := [folder for folder in path.parents if folder.is_file()]:
+        raise ConfigError(f"{path} would lie in {above[0]}, which is a file: give another name")
     if path.exists() and not path.is_file():
         raise ConfigError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the name of a file")
     return path

@@ -146,12 +146,12 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
 
 
 def _say_what_is_there(workdir: pathlib.Path, kept: Checkpoints, step: int, grid: str) -> None:
-    quoted = shlex.quote(str(workdir))
+    quoted, curves = (shlex.quote(str(path)) for path in (workdir, workdir / "tensorboard"))
     print(
         f"trained to step {step}\n"
         f"  samples      {grid}\n"
         f"  checkpoints  {workdir / CHECKPOINTS} (steps {', '.join(map(str, kept.steps()))})\n"
-        f"  metrics      {workdir / 'metrics.jsonl'}, and tensorboard --logdir {workdir / 'tensorboard'}\n"
+        f"  metrics      {workdir / 'metrics.jsonl'}, and tensorboard --logdir={curves}\n"
         f"next: diffuse-jax sample --workdir={quoted}, diffuse-jax evaluate --workdir={quoted}"
     )
 

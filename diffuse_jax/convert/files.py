@@ -60,7 +60,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             if read is None:
                 raise ConversionError(f"{path} holds no weights that can be read: it is {kind}")
             try:
-                return _checked(read(file))
+                weights = read(file)
+                check_fields({"step": weights.step}, {"step": integer(0)}, "it", ConversionError)
+                return weights
             except ConversionError as error:
                 raise ConversionError(f"{path} seems to be {kind}: {error}") from error
             except OSError:
@@ -72,11 +74,6 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
                 ) from error
     except FileNotFoundError as error:
         raise ConversionError(f"there is no file {path}") from error
-
-
-def _checked(weights: Weights) -> Weights:
-    check_fields({"step": weights.step}, {"step": integer(0)}, "it", ConversionError)
-    return weights
 
 
 def read_options(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -58,8 +58,9 @@ def _unreadable(path: str, error: Exception) -> DataError:
 
 
 def _headers(path: str) -> dict[str, _Header]:
-    if not zipfile.is_zipfile(path):
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":  # as zip archives begin
+            file.seek(0)
             return {"x": _header(file, "x", os.path.getsize(path))}
     headers = {}
     with zipfile.ZipFile(path) as archive:

@@ -280,6 +280,10 @@ def test_what_cannot_be_exported_is_refused_before_parameters_are_loaded(
         ("", "--output is empty"),
         (".", "--output=. is a folder: give the name of a file"),
         (f"{of_flax}", f"--output={of_flax} is a folder"),
+        (
+            f"{of_flax}/config.json/w",
+            f"--output={of_flax}/config.json/w would lie in {of_flax}/config.json, which is a",
+        ),
         ("/dev/null", "--output=/dev/null is no regular file"),
     ):
         assert words in refused(capsys, "export", f"--workdir={of_flax}", f"--output={argument}")

@@ -178,6 +178,8 @@ def test_a_header_that_claims_more_than_there_is_is_refused_before_anything_is_m
         load_dataset(write(with_header((10_000_000, 64, 64, 3))))
     with pytest.raises(DataError, match="Python objects"):
         load_dataset(write(with_header((1,), "|O", 8)))
+    with pytest.raises(DataError, match="cannot be read as a NumPy file"):
+        load_dataset(write(with_header((1, 1), size=1)[:50]))
     monkeypatch.setattr("diffuse_jax._memory.available_memory", lambda: 100)
     with pytest.raises(DataError, match=r"x uint8 \(101, 1\), needs at least 101 bytes, and this machine has 100"):
         load_dataset(write(with_header((101, 1), size=101)))
