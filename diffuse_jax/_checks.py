@@ -70,7 +70,7 @@ def check_first_time(t_min: Any, sde: SDE) -> None:
     if t_min == 0:
         with jax.ensure_compile_time_eval():
             sigma = sde.sigma(0.0)
-        if not isinstance(sigma, jax.core.Tracer) and not sigma > 0:
+        if not isinstance(sigma, jax.core.Tracer) and not np.asarray(sigma) > 0:
             raise ValueError(f"t_min={t_min} must be above 0: the process has no noise there, and so no score")
 
 

@@ -3,17 +3,18 @@
 import argparse
 import os
 import pathlib
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffuse_jax.checkpoints import Checkpoints
-from diffuse_jax.cli.run import check_writable, free_name, open_run, workdir_of
+from diffuse_jax.cli.run import check_file, check_writable, free_name, open_run, workdir_of
 from diffuse_jax.config import ConfigError, describe, read
 from diffuse_jax.config.foreign_options import score_sde_options
-from diffuse_jax.config.imported import Imported, of_experiment, of_options
+from diffuse_jax.config.imported import Imported, of_experiment, of_options, program_of
 from diffuse_jax.config.run import CHECKPOINTS, is_run, write_run
-from diffuse_jax.convert import read_options, read_weights, to_score_sde, write_safetensors
+from diffuse_jax.convert import ConversionError, read_options, read_weights, to_score_sde, write_safetensors
 from diffuse_jax.nets import param_count
 
 # The files of a diffusers pipeline, all in one folder or in those of its parts.
@@ -46,15 +47,15 @@ def import_(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         f"  parameterization  {config.parameterization.name}, label {config.parameterization.label}\n"
         f"  sampling          {plan.name}, {len(plan.times) - 1} steps\n"
         f"  images            {experiment.data.shape} in {'[-1, 1]' if config.data.centered else '[0, 1]'}\n"
-        f"next: diffuse-jax sample --workdir={workdir}"
+        f"next: diffuse-jax sample --workdir={shlex.quote(str(workdir))}"
     )
     return 0
 
 
 def export(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Writes a run's averaged parameters under the names of score_sde's PyTorch program, its options with them."""
-    output = pathlib.Path(args.output)
-    run = open_run(args, overrides, output.parent)
+    output = _output(args.output)
+    run = open_run(args, overrides, output.parent, check=score_sde_options)
     options = score_sde_options(run.experiment)
     arrays = to_score_sde(run.experiment.net.module, run.denoise.params, run.experiment.data.shape)
     write_safetensors(free_name(output), arrays, options, run.step)
@@ -62,18 +63,32 @@ def export(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _output(name: str) -> pathlib.Path:
+    """The file of --output."""
+    if not name:
+        raise ConfigError("--output is empty: give the name of a .safetensors file")
+    try:
+        return check_file(name)
+    except ConfigError as error:
+        raise ConfigError(f"--output={error}") from error
+
+
 def _read(args: argparse.Namespace, overrides: Sequence[str]) -> Imported:
     """What --source holds, with the options of --config or of the files themselves."""
-    source, options = pathlib.Path(args.source), _options(args.config)
+    source, options = pathlib.Path(args.source), _options(args.config, args.program)
     if args.program == "diffusers" and source.is_dir():
         source, found = _pipeline(source)
         options = found if options is None else {**found, "unet_config": options}
     elif args.program == "diffusers" and options is not None:
         options = {"unet_config": options, "scheduler_config": None}
     weights = read_weights(source)
-    options = weights.options if options is None and args.config is None else options
+    if args.config is None and options is None and weights.options is not None:
+        options = _of_program(args.program, weights.options, str(source))
     if options is not None:
-        return of_options(args.program, weights, options, overrides)
+        try:
+            return of_options(args.program, weights, options, overrides)
+        except ConversionError as error:
+            raise ConversionError(f"{f'{args.config} and ' if args.config else ''}{source}: {error}") from error
     if args.config is None:
         raise ConfigError(f"--config is missing, and {source} holds no options: give a JSON file of the network's own")
     if args.program != "score_sde":
@@ -82,9 +97,18 @@ def _read(args: argparse.Namespace, overrides: Sequence[str]) -> Imported:
     return of_experiment(config, describe(config), weights)
 
 
-def _options(config: str | None) -> Mapping[str, Any] | None:
+def _options(config: str | None, program: str) -> Mapping[str, Any] | None:
     """The options in a JSON file; None where --config names none."""
-    return read_options(config) if config is not None and config.endswith(".json") else None
+    if config is None or not config.endswith(".json"):
+        return None
+    return _of_program(program, read_options(config), config)
+
+
+def _of_program(program: str, options: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """The options; ConfigError where they seem to be another program's."""
+    if (said := program_of(options)) not in (None, program):
+        raise ConfigError(f"{where} holds options of {said}, not of {program}: give --from={said}")
+    return options
 
 
 def _pipeline(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:

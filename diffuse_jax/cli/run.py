@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from diffuse_jax.training import make_mesh, replicated
 __all__ = [
     "TrainedRun",
     "as_asked",
+    "check_file",
     "check_writable",
     "free_name",
     "labels_in_turn",
@@ -71,11 +72,19 @@ def check_writable(folder: pathlib.Path) -> None:
         raise ConfigError(f"the folder {folder} cannot be written to: {error.strerror}") from error
 
 
-def open_run(args: argparse.Namespace, overrides: Sequence[str], output: pathlib.Path | None = None) -> TrainedRun:
+def open_run(
+    args: argparse.Namespace,
+    overrides: Sequence[str],
+    output: pathlib.Path | None = None,
+    *,
+    check: Callable[[Experiment], Any] = lambda experiment: None,
+) -> TrainedRun:
     """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is
-    refused, and an output folder (default: the run's own) that cannot be written to; its data are not looked at."""
+    refused, and what `check` refuses, and an output folder (default: the run's own) that cannot be written to, before
+    its parameters are loaded; its data are not looked at."""
     workdir = together(lambda: workdir_of(args))
     experiment, step = together(lambda: _experiment(args, overrides, workdir))
+    together(lambda: check(experiment))
     together(lambda: check_writable(output or workdir))
     check_same("experiment", json.dumps(experiment.config.to_dict(), default=str))
     check_shared(workdir)
@@ -124,9 +133,21 @@ def picture(samples: np.ndarray) -> np.ndarray:
     return image_grid(samples) if samples.ndim == 4 else scatter_picture(samples[:, :2])
 
 
+def check_file(name: str | os.PathLike[str]) -> pathlib.Path:
+    """The path of a file that can be written: ConfigError for what exists and is no file, as a folder is, and for what
+    would lie in a file."""
+    path = pathlib.Path(name)
+    if above := [folder for folder in path.parents if folder.is_file()]:
+        raise ConfigError(f"{path} would lie in {above[0]}, which is a file: give another name")
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the name of a file")
+    return path
+
+
 def free_name(path: pathlib.Path) -> pathlib.Path:
-    """`path`, after a file of that name has been moved aside to name.1, name.2, … and that been said."""
-    if path.exists():
+    """`path`, after a file of that name has been moved aside to name.1, name.2, … and that been said. ConfigError where
+    what has that name is no file."""
+    if check_file(path).exists():
         number = 1
         while (aside := path.with_stem(f"{path.stem}.{number}")).exists():
             number += 1

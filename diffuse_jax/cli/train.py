@@ -5,7 +5,9 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import pathlib
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from diffuse_jax.cli.distributed import check_same, check_shared, first, from_fi
 from diffuse_jax.cli.run import check_writable, labels_in_turn, picture, sampler, to_data, workdir_of
 from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, override, read
 from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, read_run, write_run
-from diffuse_jax.data import Batches, Dataset, prefetch
+from diffuse_jax.data import TOYS, Batches, Dataset, prefetch
 from diffuse_jax.evaluation import HeldoutLoss, mean_and_error, save_png
 from diffuse_jax.nets import param_count
 from diffuse_jax.training import (
@@ -168,12 +170,13 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
 
 
 def _say_what_is_there(workdir: pathlib.Path, kept: Checkpoints, step: int, grid: str) -> None:
+    quoted, curves = (shlex.quote(str(path)) for path in (workdir, workdir / "tensorboard"))
     print(
         f"trained to step {step}\n"
         f"  samples      {grid}\n"
         f"  checkpoints  {workdir / CHECKPOINTS} (steps {', '.join(map(str, kept.steps()))})\n"
-        f"  metrics      {workdir / 'metrics.jsonl'}, and tensorboard --logdir {workdir / 'tensorboard'}\n"
-        f"next: diffuse-jax sample --workdir={workdir}, diffuse-jax evaluate --workdir={workdir}"
+        f"  metrics      {workdir / 'metrics.jsonl'}, and tensorboard --logdir={curves}\n"
+        f"next: diffuse-jax sample --workdir={quoted}, diffuse-jax evaluate --workdir={quoted}"
     )
 
 
@@ -242,7 +245,7 @@ def _dry_run(config: ConfigDict, mesh: Mesh) -> int:
     print(json.dumps(config.to_dict(), indent=2, default=str))
     shape = experiment.data.shape
     batch = config.training.batch_size * math.prod(shape) * 4
-    print(f"data         {config.data.source}, rows of shape {shape}")
+    print(f"data         {config.data.source}, rows of shape {shape}{_about_source(config.data.source)}")
     print(f"parameters   {param_count(experiment.params):,}")
     print(f"state        {_size(state, sharding)} on each device: parameters, average and the optimizer's two moments")
     print(f"gradients    {_size(state.params, sharding.params)} on each device")
@@ -251,6 +254,13 @@ def _dry_run(config: ConfigDict, mesh: Mesh) -> int:
         print(f"gathered     {_size(state.params, whole)} on each device: the parameters in use")
     print(f"batch        {batch / 2**20:.1f} MiB in float32 over {mesh.size} devices; activations come on top")
     return 0
+
+
+def _about_source(source: str) -> str:
+    """A note where a file or folder is not on this machine, as one may plan for another."""
+    if source in ("digits", *TOYS) or source.startswith("tfds:") or os.path.exists(source):
+        return ""
+    return f"\nnote         there is no file or folder {source} here: training needs it"
 
 
 def _size(tree: Any, sharding: Any) -> str:

@@ -1,8 +1,10 @@
 """From an experiment's fields to objects: the only place that knows both."""
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,8 +22,9 @@ from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.config.objectives import objectives
 from diffuse_jax.config.schema import NETWORKS
 from diffuse_jax.config.solvers import SamplingPlan, choose, sampling_plan
-from diffuse_jax.data import TOYS, Dataset, load_dataset
+from diffuse_jax.data import TOYS, DataError, Dataset, load_dataset
 from diffuse_jax.data.augment import AUGMENT_DIM
+from diffuse_jax.data.load import check_asked
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.parameterizations import Parameterization
@@ -75,6 +78,7 @@ _LABELS = {
     "nearest_index": parameterizations.label_nearest_index,
 }
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+_ARGUMENT = re.compile(r"(?<![\w./=-])(image_size|channels|holdout|labels|num_classes|skip_unreadable)=")
 _INDICES = ("index", "reversed_index", "nearest_index")
 
 
@@ -147,20 +151,33 @@ def load_data(config: ConfigDict) -> Dataset:
     c = config.data
     if not c.source:
         raise ConfigError("config.data.source is empty: it is not known what the network was trained on; name the data")
-    return load_dataset(
-        c.source,
-        image_size=c.image_size,
-        channels=c.channels,
-        holdout=c.holdout,
-        labels=c.labels,
-        skip_unreadable=c.skip_unreadable,
-    )
+    with _flags_in_errors():
+        return load_dataset(
+            c.source,
+            image_size=c.image_size,
+            channels=c.channels,
+            holdout=c.holdout,
+            labels=c.labels,
+            num_classes=c.num_classes,
+            skip_unreadable=c.skip_unreadable,
+        )
+
+
+@contextlib.contextmanager
+def _flags_in_errors() -> Iterator[None]:
+    """A DataError within names the flags of a command where it would name arguments of `load_dataset`."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(_ARGUMENT.sub(r"--config.data.\1=", str(error))) from error
 
 
 def describe(config: ConfigDict, dataset: Dataset | None = None) -> DataInfo:
     """What the network must know of the data, without reading data of which the config says it all. ConfigError
-    where it says another number of classes than they have."""
+    where it says another number of classes than they have, DataError for fields that no data could meet."""
     c = config.data
+    with _flags_in_errors():
+        check_asked(c.image_size, c.channels, c.holdout)
     # What becomes images of the size that is asked for: a prepared data set, or a folder, be it here or not.
     images = c.source.startswith("tfds:") or not (c.source in ("digits", *TOYS) or c.source.endswith((".npy", ".npz")))
     if dataset is None and images and c.image_size and c.channels and (c.num_classes or not c.labels):

@@ -93,12 +93,18 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         values(argv)
         config = values.config
         settle(config.sampling, before, given={argument.partition("=")[0] for argument in overrides})
-        # A run finds its data from wherever it is gone on with.
-        if os.path.exists(config.data.source):
-            config.data.source = os.path.abspath(config.data.source)
+        config.data.source = _located(config.data.source)
         return config
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(_one_line(config, overrides, error)) from error
+
+
+def _located(source: str) -> str:
+    """A file or folder by its absolute path, so that a run finds its data from wherever it is gone on with, and with
+    `~` as a shell reads it; what else names data as it is."""
+    kind = "tfds:" if source.startswith("tfds:") else ""
+    path = os.path.expanduser(source.removeprefix(kind))
+    return kind + (os.path.abspath(path) if os.path.exists(path) and not kind else path)
 
 
 def _empties(argument: str) -> bool:

@@ -9,8 +9,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffuse_jax._fields import FLAG, TEXT, check_fields, integer, number, optional
 from diffuse_jax.config.build import Experiment
-from diffuse_jax.convert import ConversionError, diffusers_process, edm_preconditioner, options_of
+from diffuse_jax.config.schema import base, field_kinds
+from diffuse_jax.convert import MOST_LEVELS, ConversionError, diffusers_process, edm_preconditioner, options_of
 
 __all__ = ["diffusers_fields", "edm_fields", "score_sde_fields", "score_sde_options"]
 
@@ -39,6 +41,15 @@ _SCORE_SDE_FIELDS = {
     "sampling.n_steps_each": "sampling.corrector_steps",
 }
 _SECTIONS = ("data", "model", "training", "sampling", "optim")
+#: Those that are no field here, or that choose between some.
+_SCORE_SDE_KINDS = {
+    **dict.fromkeys(("sde", "dataset", "method", "predictor", "corrector"), optional(TEXT)),
+    **dict.fromkeys(("continuous", "reduce_mean", "likelihood_weighting"), optional(FLAG)),
+    **dict.fromkeys(("noise_removal", "probability_flow"), optional(FLAG)),
+    "image_size": integer(1),
+    "num_channels": integer(1),
+    "num_scales": integer(1, MOST_LEVELS),
+}
 #: Its data sets that TFDS prepares at the size that it trains on.
 _DATASETS = {"CIFAR10": "tfds:cifar10", "SVHN": "tfds:svhn_cropped"}
 #: (its name of a process, whether in continuous time) -> process, parameterization, label.
@@ -65,9 +76,7 @@ _SCORE_SDE_SAMPLERS = {
 
 def score_sde_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Of score_sde's configs, as a dict of sections or with the fields of all at one level."""
-    flat: dict[str, Any] = {}
-    for section in _SECTIONS:
-        flat |= options.get(section, {}) if "model" in options else options
+    flat = _flat_score_sde(options)
     named = str(flat.get("sde", "")).lower()
     if (process := _SCORE_SDE_PROCESSES.get((named, bool(flat.get("continuous"))))) is None:
         raise ConversionError(
@@ -84,6 +93,21 @@ def score_sde_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     fields["loss.weight"] = "g2" if flat.get("likelihood_weighting") else "sigma2"
     fields["loss.times"] = "table" if process[0] in ("ddpm", "smld") else "uniform"
     return fields | _score_sde_sampling(flat, process[0])
+
+
+def _flat_score_sde(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of all sections at one level; ConversionError for one that is not what its field here must be."""
+    flat: dict[str, Any] = {}
+    for section in _SECTIONS:
+        part = options.get(section, {}) if "model" in options else options
+        check_fields(part, {}, f"the section {section!r} of the options", ConversionError)
+        flat |= part
+    sections, kinds = base(), dict(_SCORE_SDE_KINDS)
+    for option, field in _SCORE_SDE_FIELDS.items():
+        section, leaf = field.split(".")
+        kinds = {option.partition(".")[2]: field_kinds(sections[section])[leaf]} | kinds
+    check_fields(flat, kinds, "the options", ConversionError)
+    return flat
 
 
 def _score_sde_sampling(flat: Mapping[str, Any], process: str) -> dict[str, Any]:
@@ -109,8 +133,10 @@ def score_sde_options(experiment: Experiment) -> dict[str, Any]:
     said = (config.sde.name, config.parameterization.name, config.parameterization.label)
     named = next((named for named, process in _SCORE_SDE_PROCESSES.items() if process == said), None)
     if named is None:
+        known = "; ".join(", ".join(process) for process in sorted(set(_SCORE_SDE_PROCESSES.values())))
         raise ConversionError(
-            f"score_sde has no process {said[0]!r} with parameterization {said[1]!r} and label {said[2]!r}"
+            f"score_sde has no process {said[0]!r} with parameterization {said[1]!r} and label {said[2]!r}: a run that "
+            f"can be exported has one of {known}"
         )
     options: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     options["model"] |= options_of(experiment.net.module, experiment.data.shape)
@@ -137,12 +163,17 @@ def _sampling_options(config: ConfigDict) -> dict[str, Any]:
     return {"method": "pc", **pair, **common}
 
 
+#: What a scheduler says of sampling; the rest of it `diffusers_process` looks at.
+_SCHEDULER_SAMPLING = {"snr": number(0), "correct_steps": integer(0), "sampling_eps": number(0)}
+
+
 def diffusers_fields(unet_config: Mapping[str, Any], scheduler_config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Of diffusers' networks and schedulers. Samples are drawn as by `DDPMPipeline`, without its clipping, or by
     `ScoreSdeVePipeline`."""
     said = diffusers_process(unet_config, scheduler_config)
     if said["shape"] is None or said["shape"][0] != said["shape"][1]:
         raise ConversionError(f"sample_size={unet_config.get('sample_size')!r} must be the side of a square image")
+    check_fields(scheduler_config or {}, _SCHEDULER_SAMPLING, "the scheduler's options", ConversionError)
     fields = {
         f"{section}.{name}": said[section][name] for section in ("sde", "parameterization") for name in said[section]
     }
@@ -182,8 +213,23 @@ def _ve_sampling(fields: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dic
     }
 
 
+#: Those of a preconditioner, and those of its network that say what the data are.
+_EDM_KINDS = {
+    "img_resolution": integer(1),
+    "img_channels": integer(1),
+    "label_dim": integer(0),
+    "augment_dim": integer(0),
+    "sigma_data": number(0),
+    "beta_min": number(0),
+    "beta_d": number(0),
+    "class_name": optional(TEXT),
+    "precond": optional(TEXT),
+}
+
+
 def edm_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Of EDM's networks, in the preconditioner that `class_name` or `precond` names."""
+    check_fields(options, _EDM_KINDS, "the options", ConversionError, wanted=("img_resolution",))
     precond = edm_preconditioner(options)
     fields = {
         "ema.halflife_images": 500_000.0,

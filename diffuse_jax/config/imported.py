@@ -12,10 +12,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from diffuse_jax._fields import GROUP, check_fields, optional
 from diffuse_jax.config.build import DataInfo, Experiment, build
 from diffuse_jax.config.files import override
 from diffuse_jax.config.foreign_options import diffusers_fields, edm_fields, score_sde_fields
-from diffuse_jax.config.schema import NETWORKS, base, network
+from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
 from diffuse_jax.config.solvers import forget_unread
 from diffuse_jax.convert import (
     ConversionError,
@@ -28,7 +29,7 @@ from diffuse_jax.convert import (
 )
 from diffuse_jax.training import TrainState
 
-__all__ = ["PROGRAMS", "Imported", "of_experiment", "of_options"]
+__all__ = ["PROGRAMS", "Imported", "of_experiment", "of_options", "program_of"]
 
 
 class Imported(NamedTuple):
@@ -50,20 +51,25 @@ class _Parts(NamedTuple):
 
 
 def _score_sde(weights: Weights, options: Mapping[str, Any]) -> _Parts:
+    fields = score_sde_fields(options)
     network, variables = from_score_sde(weights.arrays, options)
     ema = _averaged(weights)
     averaged = variables if ema is None else from_score_sde(ema, options)[1]
-    return _Parts(network, variables["params"], averaged["params"], score_sde_fields(options))
+    return _Parts(network, variables["params"], averaged["params"], fields)
 
 
 def _diffusers(weights: Weights, options: Mapping[str, Any]) -> _Parts:
+    kinds = {"unet_config": GROUP, "scheduler_config": optional(GROUP)}
+    check_fields(options, kinds, "the options", ConversionError, wanted=kinds)
+    fields = diffusers_fields(options["unet_config"], options["scheduler_config"])
     network, variables = from_diffusers(weights.arrays, options["unet_config"])
-    return _Parts(network, variables["params"], variables["params"], diffusers_fields(**options))
+    return _Parts(network, variables["params"], variables["params"], fields)
 
 
 def _edm(weights: Weights, options: Mapping[str, Any]) -> _Parts:
+    fields = edm_fields(options)
     network, variables = from_edm(weights.arrays, options)
-    return _Parts(network, variables["params"], variables["params"], edm_fields(options))
+    return _Parts(network, variables["params"], variables["params"], fields)
 
 
 PROGRAMS: dict[str, Callable[[Weights, Mapping[str, Any]], _Parts]] = {
@@ -71,6 +77,19 @@ PROGRAMS: dict[str, Callable[[Weights, Mapping[str, Any]], _Parts]] = {
     "diffusers": _diffusers,
     "edm": _edm,
 }
+
+
+# Options that a program's networks alone have.
+_TELLING = {
+    "score_sde": ("model", "nf"),
+    "diffusers": ("unet_config", "down_block_types", "block_out_channels"),
+    "edm": ("model_type", "img_resolution"),
+}
+
+
+def program_of(options: Mapping[str, Any]) -> str | None:
+    """The one of `PROGRAMS` whose options these seem to be; None where nothing tells."""
+    return next((program for program, names in _TELLING.items() if any(name in options for name in names)), None)
 
 
 def of_options(program: str, weights: Weights, options: Mapping[str, Any], overrides: Sequence[str] = ()) -> Imported:
@@ -121,7 +140,9 @@ def _model_section(module: nn.Module) -> ConfigDict:
     """`config.model` of a network."""
     (name,) = [name for name, kind in NETWORKS.items() if type(module) is kind]
     section = network(name)
-    section.update({field: getattr(module, field) for field in section if field not in ("name", "dtype")})
+    fields = {field: getattr(module, field) for field in section if field not in ("name", "dtype")}
+    check_fields(fields, field_kinds(section), "the network of the options", ConversionError)
+    section.update(fields)
     return section
 
 

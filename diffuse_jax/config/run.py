@@ -12,10 +12,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from diffuse_jax._fields import GROUP, TEXT, Kind, check_fields, integer, optional, row
 from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json, write_json_atomic
 from diffuse_jax.config.build import DataInfo, Experiment, build
 from diffuse_jax.config.errors import ConfigError
-from diffuse_jax.config.schema import base, network
+from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
 from diffuse_jax.config.solvers import forget_unread
 from diffuse_jax.denoiser import NetworkDenoiser
 
@@ -23,6 +24,13 @@ __all__ = ["CHECKPOINTS", "check_fits", "load", "read_run", "restore", "write_ru
 
 CHECKPOINTS = "checkpoints"
 _CONFIG = "config.json"
+
+_CONTENT = {"config": GROUP, "data": GROUP, "rows": optional(integer(1))}
+_DATA: dict[str, Kind] = {
+    "shape": row(integer(1), (1, 3)),
+    "levels": optional(integer(2, 256)),
+    "num_classes": optional(integer(1)),
+}
 
 # What may change when a run goes on: how long it lasts, how often it does what, and what is done with its network.
 _FREE_SECTIONS = ("sampling", "evaluation")
@@ -56,31 +64,53 @@ def is_run(workdir: str | os.PathLike[str]) -> bool:
     if (folder / _CONFIG).exists():
         return True
     if (folder / CHECKPOINTS).exists():
-        raise CheckpointError(f"--workdir={folder} has {CHECKPOINTS}/ but no {_CONFIG}: it is not a run of diffuse_jax")
+        raise CheckpointError(f"workdir={folder} has {CHECKPOINTS}/ but no {_CONFIG}: it is no run of diffuse_jax")
     return False
 
 
 def read_run(workdir: str | os.PathLike[str]) -> tuple[ConfigDict, DataInfo]:
     """The config and data of the run in `workdir`. CheckpointError where there is none, or one of another version."""
-    folder = pathlib.Path(workdir)
-    if not is_run(folder):
-        raise CheckpointError(f"--workdir={folder} holds no run: train one there first, or name another folder")
-    content = read_json(folder / _CONFIG)
+    content, where = _recorded(workdir), pathlib.Path(workdir) / _CONFIG
+    stored = _tuples(content["config"])
+    config = _sections(stored, f"{where}: config")
+    for name, section in config.items():
+        if isinstance(section, ConfigDict):
+            check_fields(stored.get(name, {}), field_kinds(section), f"{where}: config.{name}", CheckpointError)
+    check_fields(stored, field_kinds(config), f"{where}: config", CheckpointError)
+    config.lock()
     try:
-        stored, data = _tuples(content["config"]), _tuples(content["data"])
-        config = base()
-        # A network or process of one's own ("module:name") reads what fields it likes.
-        name = stored["model"]["name"]
-        config.model = ConfigDict(stored["model"]) if ":" in name else network(name)
-        if ":" in stored["sde"]["name"]:
-            config.sde = ConfigDict(stored["sde"])
-        config.lock()
         config.update(stored)
         forget_unread(config.sampling)  # runs once recorded a value of every field
-        return config, DataInfo(**data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         line = " ".join(str(error).split())
-        raise CheckpointError(f"{folder / _CONFIG} does not fit this version of diffuse_jax: {line}") from error
+        raise CheckpointError(f"{where} does not fit this version of diffuse_jax: {line}") from error
+    return config, DataInfo(**{name: _tuples(content["data"][name]) for name in _DATA})
+
+
+def _recorded(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """What config.json of a run holds."""
+    if not is_run(workdir):
+        raise CheckpointError(f"workdir={workdir} holds no run of diffuse_jax: train one there, or name another folder")
+    path = pathlib.Path(workdir) / _CONFIG
+    content = read_json(path)
+    check_fields(content, _CONTENT, str(path), CheckpointError, wanted=("config", "data"))
+    check_fields(content["data"], _DATA, f"{path}: data", CheckpointError, wanted=_DATA)
+    return content
+
+
+def _sections(stored: dict[str, Any], where: str) -> ConfigDict:
+    """The fields and types of a config as it was stored: a network or process of one's own ("module:name") reads what
+    fields it likes."""
+    config = base()
+    for name in ("model", "sde"):
+        check_fields(stored.get(name), {"name": TEXT}, f"{where}.{name}", CheckpointError, wanted=("name",))
+        if ":" in stored[name]["name"]:
+            config[name] = ConfigDict(stored[name])
+    if (name := stored["model"]["name"]) in NETWORKS:
+        config.model = network(name)
+    elif ":" not in name:
+        raise CheckpointError(f"{where}.model: name is {name!r}, and must be one of {', '.join(NETWORKS)}")
+    return config
 
 
 def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[str], rows: int | None = None) -> None:
@@ -97,13 +127,13 @@ def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[st
     ]
     if stored_data != data:
         differences.append(f"the data were {stored_data} and are {data}")
-    stored_rows = read_json(pathlib.Path(workdir) / _CONFIG).get("rows")
+    stored_rows = _recorded(workdir).get("rows")
     if None not in (rows, stored_rows) and rows != stored_rows:
         differences.append(f"the data had {stored_rows} training rows and have {rows}")
     if differences:
         raise ConfigError(
-            f"--workdir={workdir} holds a run of another experiment: {'; '.join(differences)}. "
-            "Give the same values to go on with it, or another --workdir"
+            f"workdir={workdir} holds a run of another experiment: {'; '.join(differences)}. "
+            "Give the same values to go on with it, or another folder"
         )
 
 

@@ -9,12 +9,13 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from diffuse_jax._fields import FLAG, ROW, TEXT, Kind, integer, number, optional
 from diffuse_jax.nets import DDPM, MLP, NCSNpp
 from diffuse_jax.nets.edm import ADM, SongUNet
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
 from diffuse_jax.nets.unet2d import UNet2D
 
-__all__ = ["DERIVED", "NETWORKS", "base", "network"]
+__all__ = ["DERIVED", "NETWORKS", "base", "field_kinds", "network"]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "ncsnpp": NCSNpp,
@@ -55,8 +56,9 @@ def network(name: str, **options: Any) -> ConfigDict:
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
     """The default of a field, or where that is None a placeholder of the field's type."""
-    if field.default is not None:
-        return field.default
+    default: Any = field.default
+    if default is not None:
+        return float(default) if field.type is float else default
     (kind,) = [kind for kind in typing.get_args(field.type) if kind is not types.NoneType]
     return placeholder(str if typing.get_origin(kind) is typing.Literal else kind)
 
@@ -241,3 +243,17 @@ def base() -> ConfigDict:
             },
         }
     )
+
+
+def field_kinds(config: ConfigDict) -> dict[str, Kind]:
+    """What each field of a section may be, by the type of its default; one that is empty by default may be empty.
+
+    Of a network any field may be: it says itself, when it is made, what it needs.
+    """
+    kinds: dict[type, Kind] = {bool: FLAG, int: integer(), float: number(infinite=True), str: TEXT, tuple: ROW}
+    of_network = config.get("name") in NETWORKS
+    return {
+        name: optional(kind) if (of_network and name != "name") or value is None else kind
+        for name, value in config.items()
+        if (kind := kinds.get(config.get_type(name))) is not None
+    }

@@ -4,7 +4,7 @@ their files that run no foreign code."""
 from diffuse_jax.convert.diffusers import diffusers_process, from_diffusers, to_diffusers
 from diffuse_jax.convert.edm import edm_preconditioner, from_edm
 from diffuse_jax.convert.files import Weights, read_options, read_weights, write_safetensors
-from diffuse_jax.convert.names import ConversionError
+from diffuse_jax.convert.names import MOST_LEVELS, ConversionError
 from diffuse_jax.convert.score_sde import (
     from_score_sde,
     named_ema,
@@ -15,6 +15,7 @@ from diffuse_jax.convert.score_sde import (
 )
 
 __all__ = [
+    "MOST_LEVELS",
     "ConversionError",
     "Weights",
     "diffusers_process",

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffuse_jax.convert.names import ConversionError, check_names
+from diffuse_jax._fields import FLAG, TEXT, Kind, check_fields, integer, number, optional, row
+from diffuse_jax.convert.names import MOST_LEVELS, ConversionError, check_names
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.unet2d import UNet2D
 from diffuse_jax.sde import cosine_betas
@@ -30,6 +31,26 @@ _OPTIONS = {
     "in_channels",
     *_RENAMED,
 } - set(_RENAMED.values())
+
+_SIDE, _SIDES = integer(1), row(integer(1), (2,))
+# The fields of networks are checked by these, as they are made.
+_UNET_KINDS = {
+    "sample_size": optional(Kind("a side in pixels, or two", lambda size: _SIDE.fits(size) or _SIDES.fits(size))),
+    "in_channels": integer(1),
+    "num_class_embeds": optional(integer(1)),
+    "center_input_sample": FLAG,
+    "down_block_types": row(TEXT),
+    "up_block_types": row(TEXT),
+    "time_embedding_type": TEXT,
+}
+_SCHEDULER_KINDS = {
+    **dict.fromkeys(("_class_name", "variance_type", "prediction_type"), optional(TEXT)),
+    **dict.fromkeys(("rescale_betas_zero_snr", "use_flow_sigmas", "predict_epsilon"), optional(FLAG)),
+    **dict.fromkeys(("beta_start", "beta_end", "sigma_min", "sigma_max"), number(0)),
+    "beta_schedule": TEXT,
+    "trained_betas": optional(row(number(0))),
+    "num_train_timesteps": integer(1, MOST_LEVELS),
+}
 
 _BLOCK = {
     "norm_0": "norm1",
@@ -57,7 +78,7 @@ def from_diffusers(params: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
     try:
         network = UNet2D(**fields)
         leaves = _leaves(network, config.get("in_channels", 3))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # Flax has types of its own
         raise ConversionError(f"the config cannot be carried over: {error}") from error
     given = _today(params)
     check_names({name: shape for name, shape, _ in leaves.values()}, given, ignored=("time_proj.W",))
@@ -92,6 +113,8 @@ def diffusers_process(
     variance belong to sampling there and are not carried over. ConversionError for a scheduler of another process, or
     an option that changes what was learned.
     """
+    check_fields(unet_config, _UNET_KINDS, "the config", ConversionError)
+    check_fields(scheduler_config or {}, _SCHEDULER_KINDS, "the scheduler's config", ConversionError)
     size, channels = unet_config.get("sample_size"), unet_config.get("in_channels", 3)
     about = {
         "shape": None if size is None else (*((size, size) if isinstance(size, int) else size), channels),
@@ -117,6 +140,7 @@ def diffusers_process(
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the network."""
+    check_fields(config, _UNET_KINDS, "the config", ConversionError)
     options = {key: value for key, value in config.items() if not key.startswith("_") and key not in _UNREAD}
     unknown = sorted(set(options) - _OPTIONS)
     if unknown:

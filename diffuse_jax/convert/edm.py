@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from diffuse_jax._fields import TEXT, check_fields, integer, optional
 from diffuse_jax.convert.names import ConversionError, check_names
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.edm import ADM, SongUNet
@@ -37,6 +38,13 @@ NOT_THE_NETWORKS = {
     "M": "the table of the VP and iDDPM preconditionings",
     "C_1": "the table of the iDDPM preconditioning",
     "C_2": "the table of the iDDPM preconditioning",
+}
+# The fields of networks are checked by these, as they are made.
+_KINDS = {
+    "model_type": TEXT,
+    "class_name": optional(TEXT),
+    "precond": optional(TEXT),
+    **dict.fromkeys(("img_resolution", "img_channels", "in_channels", "out_channels"), integer(1)),
 }
 _STRUCTURE = {"model_type", "img_resolution", "img_channels", "in_channels", "out_channels", "class_name", "precond"}
 
@@ -96,7 +104,7 @@ def _plan(config: Mapping[str, Any]) -> tuple[Any, dict[str, str], dict[str, tup
         shapes = flatten_dict(
             jax.eval_shape(lambda key: LinenNet(network).init(key, shape), jax.random.key(0)), sep="/"
         )
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # Flax has types of its own
         raise ConversionError(f"the options make no network: {error}") from error
     modules = _modules(network)
     names = {path: _name(path, modules) for path in shapes}
@@ -110,6 +118,7 @@ def _network(config: Mapping[str, Any]) -> tuple[nn.Module, int]:
     missing = [name for name in required if config.get(name) is None]
     if missing:
         raise ConversionError(f"the options lack {', '.join(missing)}; EDM's constructors require them")
+    check_fields(config, _KINDS, "the options", ConversionError)
     kind = config["model_type"]
     if kind not in _NETWORKS:
         raise ConversionError(f"model_type must be one of {sorted(_NETWORKS)}; got {kind!r}")

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from diffuse_jax._fields import GROUP, check_fields, integer, optional
 from diffuse_jax._files import written_atomically
 from diffuse_jax.convert.names import ConversionError
 from diffuse_jax.convert.torch_files import EXPORT, Tensor, arrays_of, first_global, open_legacy, open_zip
@@ -59,7 +60,9 @@ def read_weights(path: str | os.PathLike[str]) -> Weights:
             if read is None:
                 raise ConversionError(f"{path} holds no weights that can be read: it is {kind}")
             try:
-                return read(file)
+                weights = read(file)
+                check_fields({"step": weights.step}, {"step": integer(0)}, "it", ConversionError)
+                return weights
             except ConversionError as error:
                 raise ConversionError(f"{path} seems to be {kind}: {error}") from error
             except OSError:
@@ -282,4 +285,5 @@ def _safetensors(file: IO[bytes]) -> Weights:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     said = header.get("__metadata__", {})
     options = json.loads(said[_OPTIONS]) if _OPTIONS in said else None
+    check_fields({"options": options}, {"options": optional(GROUP)}, "its header", ConversionError)
     return Weights(arrays, step=int(said.get(_STEP, 0)), options=options)

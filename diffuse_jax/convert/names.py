@@ -3,7 +3,10 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-__all__ = ["ConversionError", "check_names"]
+__all__ = ["MOST_LEVELS", "ConversionError", "check_names"]
+
+#: Of noise in a table. Those of other programs have thousands; a number of far more is a slip, and would fill memory.
+MOST_LEVELS = 1_000_000
 
 
 class ConversionError(ValueError):

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import flax.linen as nn
 import numpy as np
 
-from diffuse_jax.convert.names import ConversionError
+from diffuse_jax._fields import TEXT, check_fields, integer, optional
+from diffuse_jax.convert.names import MOST_LEVELS, ConversionError
 from diffuse_jax.nets import DDPM, NCSNpp
 from diffuse_jax.nets.ncsn import NCSN, NCSNV2_FORMS, NCSNv2
 
@@ -60,6 +61,12 @@ _LOWERED = (
     "embedding_type",
 )
 _FLAGS = ("resamp_with_conv", "conditional", "scale_by_sigma", "centered", "fir", "skip_rescale", "continuous")
+# The fields of networks are checked by these, as they are made.
+_KINDS = {
+    **dict.fromkeys(("name", "normalization", "interpolation"), optional(TEXT)),
+    **dict.fromkeys(("image_size", "num_channels", "channels"), optional(integer(1))),
+    "num_scales": optional(integer(1, MOST_LEVELS)),
+}
 _NORMALIZATIONS = {
     "InstanceNorm++": "instance++",
     "InstanceNorm": "instance",
@@ -72,7 +79,11 @@ _INTERPOLATIONS = {"bilinear": "bilinear", "nearest_neighbor": "nearest"}
 def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the network, of either form of `config`, with the case that the programs do not tell apart."""
     if hasattr(config.get("model"), "keys"):  # a ConfigDict, which is no Mapping, too
-        nested = {section: dict(config.get(section, {})) for section in ("model", "data", "training")}
+        nested = {section: config.get(section, {}) for section in ("model", "data", "training")}
+        for section, part in nested.items():
+            if not hasattr(part, "keys"):
+                raise ConversionError(f"{section} is {part!r}, and must be a section of options")
+        nested = {section: dict(part) for section, part in nested.items()}
         options = nested["model"] | {key: nested["data"][key] for key in _DATA if key in nested["data"]}
         if "continuous" in nested["training"]:
             options["continuous"] = nested["training"]["continuous"]
@@ -81,6 +92,7 @@ def flat_options(config: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(options) - _KNOWN - UNREAD_OPTIONS)
     if unknown:
         raise ConversionError(f"config has options that score_sde's networks do not: {', '.join(unknown)}")
+    check_fields(options, _KINDS, "config", ConversionError)
     return {
         key: value.lower() if key in _LOWERED and isinstance(value, str) else value for key, value in options.items()
     }
@@ -204,6 +216,8 @@ def options_of(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any
     """
     if type(module) not in _EXPORTED:
         raise ConversionError(f"module must be an NCSNpp or a DDPM; got {type(module).__name__}")
+    if getattr(module, "num_classes", None) is not None:
+        raise ConversionError(f"num_classes must be None: score_sde has no classes; got {module.num_classes}")
     height, width, channels = image_shape
     if height != width:
         raise ConversionError(f"image_shape must be square: the options have one image_size; got {image_shape}")

@@ -16,18 +16,33 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 MODES = {1: "L", 3: "RGB"}
 
 
+def opaque(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode of `MODES`, laid onto white where it is transparent, be it by an alpha channel or by a colour
+    that stands for nothing."""
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    # What is as it should be is not copied: of small images that would be a fifth of the time to read them.
+    return image if image.mode == mode else image.convert(mode)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits, where Pillow alone would saturate it; the grey that stands for nothing is white."""
+    values = np.asarray(image)
+    grey = np.round(values / 257.0).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.where(values == image.info.get("transparency"), np.uint8(255), grey))
+
+
 def fit_image(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """The image as uint8 (size, size, channels): converted to grey (channels 1) or RGB (3), cropped to its central
-    square, and resized with Pillow's Lanczos filter, which averages over the area that it shrinks. 16-bit grey is
-    scaled to 8 bits, where Pillow alone would saturate it. Raises ValueError for floating-point pixels.
+    """The image as uint8 (size, size, channels): what is transparent laid onto white, converted to grey (channels 1) or
+    RGB (3), cropped to its central square, and resized with Pillow's Lanczos filter, which averages over the area that
+    it shrinks. 16-bit grey is scaled to 8 bits. Raises ValueError for floating-point pixels.
     """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):
-        image = Image.fromarray(np.round(np.asarray(image) / 257.0).clip(0, 255).astype(np.uint8))
-    # What is as it should be is not copied: of small images that would be a fifth of the time to read them.
-    if image.mode != MODES[channels]:
-        image = image.convert(MODES[channels])
+        image = eight_bits(image)
+    image = opaque(image, MODES[channels])
     side = min(image.size)
     if image.width != image.height:
         left, top = (image.width - side) // 2, (image.height - side) // 2
@@ -98,7 +113,7 @@ def folder(
     root, channels = Path(path), channels or 3
     if image_size is None:
         raise DataError(
-            f"the folder {root} needs image_size: the side, in pixels, of the squares that its images become"
+            f"the folder {root} needs image_size=N: the side, in pixels, of the squares that its images become"
         )
     files = image_files(root)
     label, num_classes = class_of(root, files) if labels else ([0] * len(files), None)

@@ -1,16 +1,16 @@
 """From what a user names to a `Dataset`: one function for every source."""
 
 import os
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from diffuse_jax.data.array_files import read_arrays
 from diffuse_jax.data.builtin import TOYS, digits, toy
 from diffuse_jax.data.folder import MODES, folder
 from diffuse_jax.data.prepared import tfds_dataset
-from diffuse_jax.data.sources import Arrays, DataError, Dataset, split
+from diffuse_jax.data.sources import Arrays, DataError, Dataset, check_holdout, require_memory, split
 
 ArraysLike = np.ndarray | Mapping[str, np.ndarray]
 
@@ -22,6 +22,7 @@ def load_dataset(
     channels: int | None = None,
     holdout: float = 0.1,
     labels: bool = False,
+    num_classes: int | None = None,
     skip_unreadable: bool = False,
 ) -> Dataset:
     """The data set that `source` names: what `config.data` is read by.
@@ -35,18 +36,17 @@ def load_dataset(
         channels: 1 for grey, 3 for RGB; None is what the data have.
         holdout: The share of rows kept for testing, where the source has no test split of its own.
         labels: Add class labels to the rows.
+        num_classes: How many classes the labels of an array file name; None is one more than the largest label.
         skip_unreadable: Leave out images of a folder that cannot be decoded, instead of refusing the folder.
 
     Returns:
         The training and the test rows, with their shape, grey levels and number of classes.
 
     Raises:
-        DataError: With one line that says what would do, for anything that cannot be loaded as asked.
+        DataError: With one line that says what would do, for anything that cannot be loaded as asked, and for what this
+            machine's memory cannot hold.
     """
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image_size is {image_size}: give the side of the images in pixels, at least 1")
-    if channels is not None and channels not in MODES:
-        raise DataError(f"channels is {channels}: give 1 for grey or 3 for RGB")
+    check_asked(image_size, channels, holdout)
     if os.path.isdir(source):
         return folder(
             source,
@@ -65,13 +65,24 @@ def load_dataset(
     elif source in TOYS:
         dataset = toy(source)
     elif source.endswith((".npy", ".npz")) and os.path.isfile(source):
-        dataset = array_file(source, holdout=holdout, labels=labels)
+        dataset = array_file(source, holdout=holdout, labels=labels, num_classes=num_classes)
     else:
         raise DataError(
             f"there is no data set, file or folder {source!r}: give one of digits, {', '.join(TOYS)}, tfds:NAME, "
             "the path of a .npy or .npz file, or the path of a folder of images"
         )
     return check_as_asked(dataset, image_size, channels, labels)
+
+
+def check_asked(image_size: int | None, channels: int | None, holdout: float) -> None:
+    """DataError for a size, a number of channels or a share that no source could have; nothing is read."""
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image_size={image_size}: give the side of the images in pixels, at least 1")
+    if channels is not None and channels not in MODES:
+        raise DataError(f"channels={channels}: give 1 for grey or 3 for RGB")
+    check_holdout(holdout)
+    if image_size is not None:
+        require_memory(f"one image of image_size={image_size} in float32", 4 * (channels or 3) * image_size**2)
 
 
 def check_as_asked(dataset: Dataset, image_size: int | None, channels: int | None, labels: bool) -> Dataset:
@@ -110,7 +121,8 @@ def from_arrays(
         test: The same, for the test part; None takes it from `train`.
         name: What messages call the data.
         levels: The number of grey levels of images whose bytes are round(255·k/(levels − 1)); None is 256.
-        num_classes: The number of classes; None is one more than the largest label.
+        num_classes: The number of classes; None is one more than the largest label, and then at least half of them must
+            have a row.
         holdout: The share of rows that are the test part where `test` is None.
 
     Returns:
@@ -136,8 +148,16 @@ def from_arrays(
 
 
 def count_classes(parts: list[Arrays], num_classes: int | None, name: str) -> int | None:
-    """The number of classes of labelled parts, at least one more than their largest label; None without labels."""
-    largest = max((int(part.label.max(initial=0)) for part in parts if part.label is not None), default=-1)
+    """The number of classes of labelled parts, at least one more than their largest label; None without labels.
+    DataError where most of these classes have no row, unless their number is given."""
+    labels = [part.label for part in parts if part.label is not None]
+    seen = np.unique(np.concatenate([np.empty(0, np.int32), *labels]))
+    largest = int(seen[-1]) if len(seen) else -1
+    if num_classes is None and 2 * len(seen) <= largest:
+        raise DataError(
+            f"{name} has a label {largest} and {len(seen)} distinct ones, so that most of {largest + 1} classes would "
+            f"have no row: number them from 0 on without gaps, or give num_classes={largest + 1}"
+        )
     if num_classes is not None and num_classes <= largest:
         raise DataError(f"{name}: num_classes={num_classes} with a label {largest}: give at least {largest + 1}")
     return (num_classes or largest + 1) if largest >= 0 else None
@@ -161,21 +181,24 @@ def checked(part: ArraysLike, name: str) -> Arrays:
             raise DataError(f"{name} has numbers that are not finite in float32: remove those rows")
     if label is not None:
         label = np.asarray(label)
-        if label.shape != x.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min(initial=0) < 0:
+        whole = label.shape == x.shape[:1] and np.issubdtype(label.dtype, np.integer)
+        if not whole or label.min(initial=0) < 0 or label.max(initial=0) >= 2**31:
             raise DataError(
-                f"{name} has labels {label.dtype} {label.shape}: give one integer, 0 or more, for each of {len(x)} rows"
+                f"{name} has labels {label.dtype} {label.shape}: give one integer, 0 or more and below 2**31, for each "
+                f"of {len(x)} rows"
             )
         label = label.astype(np.int32)
     return Arrays(x, label)
 
 
-def array_file(path: str, *, holdout: float = 0.1, labels: bool = False) -> Dataset:
+def array_file(path: str, *, holdout: float = 0.1, labels: bool = False, num_classes: int | None = None) -> Dataset:
     """A data set from a NumPy file; see `from_arrays`.
 
     Args:
         path: A `.npy` file of one array, or a `.npz` file with x and, optionally, label, x_test and label_test.
         holdout: The share of rows that are the test part where the file has no x_test.
         labels: Add the labels to the rows.
+        num_classes: As in `from_arrays`.
 
     Returns:
         The training and the test rows, with their shape, grey levels and number of classes.
@@ -183,21 +206,8 @@ def array_file(path: str, *, holdout: float = 0.1, labels: bool = False) -> Data
     Raises:
         DataError: Where the file cannot be read, or its arrays do not fit.
     """
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            fields = {"x": content}
-        else:
-            with content:
-                fields = dict(content.items())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as a NumPy file ({' '.join(str(error).split())})") from error
-    known = ("x", "label", "x_test", "label_test")
-    if "x" not in fields or not set(fields) <= set(known):
-        raise DataError(
-            f"{path} holds the arrays {', '.join(fields) or 'none'}: it needs x, and may have {', '.join(known[1:])}"
-        )
     names = ("x", "label") if labels else ("x",)
+    fields = read_arrays(path, [*names, *(f"{name}_test" for name in names)])
     train = {k: fields[k] for k in names if k in fields}
     test = {k: fields[f"{k}_test"] for k in names if f"{k}_test" in fields}
-    return from_arrays(train, test or None, name=path, holdout=holdout)
+    return from_arrays(train, test or None, name=path, holdout=holdout, num_classes=num_classes)

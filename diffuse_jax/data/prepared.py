@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse_jax.data.folder import MODES, fit_image
+from diffuse_jax.data.folder import MODES, fit_image, opaque
 from diffuse_jax.data.sources import DataError, Dataset, LazyImages, Source, split
 
 
@@ -87,7 +87,7 @@ def tfds_dataset(
     height, width, depth = features["image"].shape
     if image_size is None and None in (height, width):
         raise DataError(
-            f"the images of tfds:{name} differ in size: give image_size, the side of the squares they become"
+            f"the images of tfds:{name} differ in size: give image_size=N, the side of the squares they become"
         )
     channels = channels or depth
     if channels not in MODES:
@@ -113,5 +113,5 @@ def fit_array(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return image
     pixels = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     if shape[0] != shape[1]:  # only the channels were asked to change, and a crop would change the size
-        return np.asarray(pixels.convert(MODES[shape[-1]]), np.uint8).reshape(shape)
+        return np.asarray(opaque(pixels, MODES[shape[-1]]), np.uint8).reshape(shape)
     return fit_image(pixels, shape[0], shape[-1])

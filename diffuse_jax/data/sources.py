@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from diffuse_jax._memory import check_memory
+
 T = TypeVar("T")
 
 SPLIT_SEED = 0
@@ -153,14 +155,27 @@ def map_threads(f: Callable[[int], T], indices: Sequence[int], threads: int) -> 
         return list(pool.map(f, indices))
 
 
+def require_memory(what: str, needed: int) -> None:
+    """DataError where `what` needs more bytes than this machine has."""
+    try:
+        check_memory(what, needed)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def check_holdout(holdout: float) -> None:
+    """DataError unless it is a share of the rows that leaves some."""
+    if not 0 <= holdout < 1:
+        raise DataError(f"holdout={holdout}: give the share of the rows kept for testing, at least 0 and below 1")
+
+
 def split(source: Source, holdout: float) -> tuple[Source, Source]:
     """The (train, test) parts of a source that has no test split of its own: round(holdout·n) rows drawn without
     replacement with `SPLIT_SEED` are the test part, and both parts keep the source's order. Raises DataError where
     holdout is outside [0, 1) or leaves no row to train on.
     """
     n = len(source)
-    if not 0 <= holdout < 1:
-        raise DataError(f"holdout is {holdout}: give the share of the rows kept for testing, at least 0 and below 1")
+    check_holdout(holdout)
     held = round(holdout * n)
     if held >= n:
         raise DataError(f"holdout={holdout} of {n} rows leaves none to train on: give a smaller holdout or more data")

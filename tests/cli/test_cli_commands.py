@@ -298,6 +298,16 @@ def test_a_dry_run_counts_without_writing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_plans_for_data_that_are_not_here_and_says_so(tmp_path, capsys):
+    size = ["--config.data.image_size=8", "--config.data.channels=1"]
+    assert run("train", "--config=digits", "--dry_run", *size, f"--config.data.source={tmp_path / 'images'}") == 0
+    out = capsys.readouterr().out
+    assert f"there is no file or folder {tmp_path / 'images'} here: training needs it" in out
+    (tmp_path / "images").mkdir()
+    assert run("train", "--config=digits", "--dry_run", *size, f"--config.data.source={tmp_path / 'images'}") == 0
+    assert "no file or folder" not in capsys.readouterr().out
+
+
 def test_a_dry_run_counts_what_a_device_holds_of_a_split_state(capsys):
     wide = ["--config.model.width=512", "--config.model.depth=1", "--config.training.fsdp=8"]
     assert run("train", "--config=toy2d", *wide, "--dry_run") == 0

@@ -77,6 +77,11 @@ def refused(capsys, *argv, status=2):
         ("--config.data.flip=True", ["config.data.flip", "vectors"]),
         ("--config.data.labels=True", ["checkerboard", "labels"]),
         ("--config.data.source=nowhere", ["'nowhere'", "digits"]),
+        ("--config.data.channels=4", ["error: --config.data.channels=4: give 1 for grey or 3"]),
+        ("--config.data.image_size=0", ["error: --config.data.image_size=0: give the side"]),
+        ("--config.data.image_size=1000000", ["--config.data.image_size=1000000 in float32 needs at least 10.9 TiB"]),
+        ("--config.data.holdout=1.5", ["error: --config.data.holdout=1.5: give the share"]),
+        ("--config.data.holdout=nan", ["--config.data.holdout=nan"]),
         ("--config.data.source=tfds:cifar10", ["tfds:cifar10", "not prepared", "download_and_prepare"]),
         ("--stepz=3", ["'--stepz=3'", "--config.section.field=value"]),
     ],
@@ -86,6 +91,9 @@ def test_a_field_that_cannot_be_met_is_named(argument, words, tmp_path, monkeypa
     line = refused(capsys, "train", *TINY, f"--workdir={tmp_path / 'run'}", argument)
     assert all(word in line for word in words), line
     assert not (tmp_path / "run").exists()
+    # Several processes are not begun for a dry run, which refuses all else that training does.
+    if "process" not in argument:
+        assert refused(capsys, "train", "--dry_run", *TINY, argument) == line
 
 
 @pytest.mark.parametrize(
@@ -165,7 +173,7 @@ def damaged(run_folder, what):
     [
         ("absent", ["holds no run"]),
         ("config.json", ["config.json is not JSON"]),
-        ("fields", ["config.json does not fit this version"]),
+        ("fields", ["config.json: data lacks shape, levels, num_classes"]),
         ("foreign", ["checkpoints/ but no config.json"]),
         ("empty", ["checkpoints"]),
         ("corrupt", ["checkpoints/8"]),
@@ -197,7 +205,10 @@ def test_a_folder_that_cannot_be_trained_on_is_named(kind, tmp_path, capsys):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(folder / f"{i}.png")
     if kind == "broken":
         (folder / "1.png").write_bytes(b"not an image")
-        words = ["1 of 3 images", "1.png"]
+        words = ["1 of 3 images", "1.png", "or give --config.data.skip_unreadable=True"]
+        line = refused(capsys, "train", *options, "--config.data.image_size=8", "--config.data.labels=True")
+        assert "--config.data.labels=True needs every image" in line
+        assert "needs --config.data.image_size=N" in refused(capsys, "train", *options)
     elif kind == "tall":
         size, words = 9, ["config.model does not fit data of shape (9, 9, 3)", "2"]
     line = refused(capsys, "train", *options, f"--config.data.image_size={size}")

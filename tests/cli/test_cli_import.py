@@ -14,7 +14,8 @@ from flax.traverse_util import unflatten_dict
 
 import diffuse_jax
 from diffuse_jax.checkpoints import Checkpoints
-from diffuse_jax.config.run import CHECKPOINTS, read_run
+from diffuse_jax.config import describe, read
+from diffuse_jax.config.run import CHECKPOINTS, read_run, write_run
 from diffuse_jax.convert import to_diffusers, write_safetensors
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.unet2d import UNet2D
@@ -237,7 +238,7 @@ def test_a_pipeline_of_diffusers_becomes_a_run_of_its_network_and_table(layout, 
 
 def refused(capsys, *argv):
     capsys.readouterr()
-    assert run("import", *argv) == 2
+    assert run(*argv) == 2
     return capsys.readouterr().err
 
 
@@ -248,13 +249,54 @@ def test_what_cannot_be_imported_is_refused_in_one_line_and_leaves_nothing(of_fl
     target = f"--workdir={tmp_path / 'run'}"
     good = ["--from=score_sde", f"--source={weights}", f"--config={config}"]
     no_process = f"--config={written(tmp_path / 'd.json', options)}"
-    assert "vesde, vpsde or subvpsde" in refused(capsys, *good[:2], no_process, target)
+    assert "vesde, vpsde or subvpsde" in refused(capsys, "import", *good[:2], no_process, target)
     params["Conv_9/kernel"] = params.pop("Conv_0/kernel")
     write_safetensors(weights, params)
-    line = refused(capsys, *good, target)
+    line = refused(capsys, "import", *good, target)
     assert "missing: Conv_0/kernel" in line and "unknown: Conv_9/kernel" in line
-    assert "is not an empty folder" in refused(capsys, *good, f"--workdir={of_flax}")
-    assert "--config is missing" in refused(capsys, *good[:2], target)
-    assert "must be a JSON file" in refused(capsys, "--from=edm", good[1], "--config=digits", target)
-    assert "no file" in refused(capsys, good[0], f"--source={tmp_path / 'none'}", good[2], target)
+    assert "is not an empty folder" in refused(capsys, "import", *good, f"--workdir={of_flax}")
+    assert "--config is missing" in refused(capsys, "import", *good[:2], target)
+    assert "must be a JSON file" in refused(capsys, "import", "--from=edm", good[1], "--config=digits", target)
+    assert "no file" in refused(capsys, "import", good[0], f"--source={tmp_path / 'none'}", good[2], target)
+    odd = written(tmp_path / "e.json", {**options, "sde": "vpsde", "beta_min": "x"})
+    line = refused(capsys, "import", *good[:2], f"--config={odd}", target)
+    assert "e.json" in line and "beta_min is 'x', and must be a number" in line
+    write_safetensors(weights, params, {"model": {}})
+    for program, source in (("diffusers", good[1:2]), ("edm", good[1:2]), ("edm", good[1:])):
+        line = refused(capsys, "import", f"--from={program}", *source, target)
+        assert f"holds options of score_sde, not of {program}: give --from=score_sde" in line
     assert not list(tmp_path.glob("run*"))
+
+
+def test_what_cannot_be_exported_is_refused_before_parameters_are_loaded(
+    of_flax, toy_run, tmp_path, monkeypatch, capsys
+):
+    def restore(*args):
+        raise AssertionError("parameters are loaded")
+
+    monkeypatch.setattr("diffuse_jax.cli.run.restore", restore)
+    monkeypatch.chdir(tmp_path)
+    for argument, words in (
+        ("", "--output is empty"),
+        (".", "--output=. is a folder: give the name of a file"),
+        (f"{of_flax}", f"--output={of_flax} is a folder"),
+        (
+            f"{of_flax}/config.json/w",
+            f"--output={of_flax}/config.json/w would lie in {of_flax}/config.json, which is a",
+        ),
+        ("/dev/null", "--output=/dev/null is no regular file"),
+    ):
+        assert words in refused(capsys, "export", f"--workdir={of_flax}", f"--output={argument}")
+    known = ["--config.parameterization.name=noise", "--config.parameterization.label=999t"]
+    for number, (overrides, words) in enumerate(
+        (
+            ([], "no process 'vp' with parameterization 'edm' and label '999t'"),
+            ([*known, "--config.data.labels=True"], "num_classes must be None: score_sde has no classes; got 10"),
+        )
+    ):
+        config, folder = read("digits", overrides), tmp_path / str(number)
+        write_run(folder, config, describe(config))
+        with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+            checkpoints.save(1, {"x": np.zeros(1)})
+        assert words in refused(capsys, "export", f"--workdir={folder}", "--output=weights.safetensors")
+    assert not list(tmp_path.glob("*.safetensors"))

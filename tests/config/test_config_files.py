@@ -68,6 +68,22 @@ def test_overrides_are_read_by_the_type_of_their_field():
         override(base(), ["--config.training.steps=None"])
 
 
+def test_a_source_is_recorded_as_the_file_that_it_names_from_here_and_now(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.npz").touch()
+    for given, recorded in (
+        ("~/x.npz", f"{tmp_path}/x.npz"),
+        ("x.npz", f"{tmp_path}/x.npz"),
+        ("~/absent", f"{tmp_path}/absent"),
+        ("tfds:~/prepared", f"tfds:{tmp_path}/prepared"),
+        ("tfds:cifar10", "tfds:cifar10"),
+        ("digits", "digits"),
+        ("absent", "absent"),
+    ):
+        assert read("digits", [f"--config.data.source={given}"]).data.source == recorded
+
+
 def test_a_decaying_rate_ends_at_the_experiments_number_of_steps():
     data = describe(read("toy2d"))
     options = ["--config.model.width=4", "--config.training.steps=400"]

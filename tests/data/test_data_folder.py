@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from diffuse_jax.data import DataError, load_dataset
-from diffuse_jax.data.folder import folder
+from diffuse_jax.data.folder import fit_image, folder
 
 
 def random_image(mode, size, seed=0):
@@ -19,6 +19,15 @@ def central_square(image, size):
     side = min(image.size)
     left, top = (image.size[0] - side) // 2, (image.size[1] - side) // 2
     return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def on_white(image):
+    """What shows of an image before white: α·colour + (1 − α)·255."""
+    if "A" not in image.getbands():
+        return image
+    *colour, alpha = np.moveaxis(np.asarray(image, np.float64), -1, 0)
+    shown = np.stack([255 + alpha / 255 * (band - 255) for band in colour], axis=-1)
+    return Image.fromarray(np.round(shown).astype(np.uint8).squeeze())
 
 
 def everything(path, **options):
@@ -47,7 +56,7 @@ def test_images_of_every_mode_size_and_format_are_cropped_and_resized_as_by_pill
         data, rows = everything(tmp_path, image_size=16, channels=channels)
         assert (data.shape, data.levels, data.num_classes) == ((16, 16, channels), 256, None)
         for x, (name, _, _) in zip(rows["x"], made, strict=True):
-            expected = np.asarray(central_square(Image.open(tmp_path / name).convert(mode), 16))
+            expected = np.asarray(central_square(on_white(Image.open(tmp_path / name)).convert(mode), 16))
             np.testing.assert_array_equal(x, expected.reshape(16, 16, channels), err_msg=name)
 
 
@@ -68,6 +77,24 @@ def test_sixteen_bit_grey_is_scaled_and_a_photograph_is_turned_upright(tmp_path)
     _, rows = everything(tmp_path, image_size=8)
     np.testing.assert_array_equal(rows["x"][0, ..., 0], np.round(grey / 257))
     np.testing.assert_array_equal(rows["x"][1], np.rot90(np.asarray(photo), -1))
+
+
+def test_what_a_colour_or_a_palette_makes_transparent_is_white(tmp_path):
+    half = np.repeat([[0, 1]], 8, axis=0).repeat(4, axis=1).astype(np.uint8)  # left 0, right 1
+    palette = Image.fromarray(half, "P")
+    palette.putpalette([10, 20, 30, 200, 100, 0])
+    palette.save(tmp_path / "a.png", transparency=bytes([0, 255]))
+    colours = Image.fromarray(np.array([[10, 20, 30], [200, 100, 0]], np.uint8)[half])
+    colours.save(tmp_path / "b.png", transparency=(10, 20, 30))
+    palette.save(tmp_path / "c.gif", transparency=0)
+    _, rows = everything(tmp_path, image_size=8)
+    for x in rows["x"]:
+        np.testing.assert_array_equal(x[:, :4], 255)
+        np.testing.assert_array_equal(x[:, 4:], np.broadcast_to([200, 100, 0], (8, 4, 3)))
+    sixteen = Image.fromarray(np.uint16([[257, 514]]).repeat(2, axis=0))
+    for transparent, expected in ((None, [[1, 2], [1, 2]]), (514, [[1, 255], [1, 255]])):
+        sixteen.info["transparency"] = transparent
+        np.testing.assert_array_equal(fit_image(sixteen, 2, 1)[..., 0], expected)
 
 
 @pytest.fixture

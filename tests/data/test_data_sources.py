@@ -1,5 +1,8 @@
 """The built-in data, arrays in memory, and what is refused."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -79,7 +82,7 @@ def test_rings_and_moons_lie_on_their_circles():
 
 def test_arrays_in_memory_become_a_data_set():
     x = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    data = from_arrays({"x": x, "label": np.array([0, 4])}, holdout=0.5)
+    data = from_arrays({"x": x, "label": np.array([0, 4])}, num_classes=5, holdout=0.5)
     assert (len(data.train), len(data.test)) == (1, 1)
     assert (data.shape, data.levels, data.num_classes) == ((4, 4, 3), 256, 5)
     vectors = from_arrays(np.ones((5, 7)), np.zeros((2, 7), int))
@@ -105,6 +108,7 @@ def test_a_file_of_arrays_is_read_as_it_was_written(tmp_path):
         (np.zeros((3, 4, 4), np.uint8), "give uint8 images"),
         (np.array([[np.nan, 0.0]]), "not finite"),
         ({"x": np.zeros((3, 2)), "label": np.zeros(2, int)}, "one integer"),
+        ({"x": np.zeros((3, 2)), "label": np.array([0, 1, 2**32 + 2])}, "one integer"),
         ({"images": np.zeros((3, 2))}, "give x"),
         (np.zeros((0, 2)), "no rows"),
     ],
@@ -138,6 +142,49 @@ def test_a_broken_or_foreign_file_of_arrays_is_refused_in_words(tmp_path):
         load_dataset(str(tmp_path / "b.npz"))
 
 
+def test_labels_of_which_most_have_no_row_are_no_classes_unless_their_number_is_given(tmp_path):
+    x, path = np.zeros((4, 3)), str(tmp_path / "a.npz")
+    np.savez(path, x=x, label=[0, 1_000_000, 0, 0])
+    with pytest.raises(DataError, match=r"a\.npz has a label 1000000 and 2 distinct .*or give num_classes=1000001$"):
+        load_dataset(path, labels=True)
+    assert load_dataset(path, labels=True, num_classes=1_000_001).num_classes == 1_000_001
+    assert load_dataset(path).num_classes is None
+    assert from_arrays({"x": x, "label": np.array([0, 3, 3, 3])}).num_classes == 4
+
+
+def with_header(shape, dtype="|u1", size=0):
+    """The bytes of a .npy file whose header claims a shape, and `size` bytes of it."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue() + bytes(size)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["npy", "npz"])
+def test_a_header_that_claims_more_than_there_is_is_refused_before_anything_is_made(packed, tmp_path, monkeypatch):
+    def allocate(*args, **kwargs):
+        raise AssertionError("arrays are read")
+
+    def write(content):
+        path = tmp_path / ("a.npz" if packed else "a.npy")
+        if packed:
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("x.npy", content)
+        else:
+            path.write_bytes(content)
+        return str(path)
+
+    monkeypatch.setattr(np, "load", allocate)
+    with pytest.raises(DataError, match=r"cut short: x uint8 \(10000000, 64, 64, 3\) takes 122880000000 bytes"):
+        load_dataset(write(with_header((10_000_000, 64, 64, 3))))
+    with pytest.raises(DataError, match="Python objects"):
+        load_dataset(write(with_header((1,), "|O", 8)))
+    with pytest.raises(DataError, match="cannot be read as a NumPy file"):
+        load_dataset(write(with_header((1, 1), size=1)[:50]))
+    monkeypatch.setattr("diffuse_jax._memory.available_memory", lambda: 100)
+    with pytest.raises(DataError, match=r"x uint8 \(101, 1\), needs at least 101 bytes, and this machine has 100"):
+        load_dataset(write(with_header((101, 1), size=101)))
+
+
 @pytest.mark.parametrize(
     ("source", "options", "words"),
     [
@@ -146,8 +193,11 @@ def test_a_broken_or_foreign_file_of_arrays_is_refused_in_words(tmp_path):
         ("digits", {"channels": 3}, "channels=3 do not fit"),
         ("moons", {"image_size": 2}, "image_size=2"),
         ("moons", {"labels": True}, "no class labels"),
-        ("digits", {"holdout": 1.0}, "holdout is 1.0"),
-        ("digits", {"channels": 2}, "channels is 2"),
+        ("digits", {"holdout": 1.0}, "holdout=1.0: give"),
+        ("digits", {"channels": 2}, "channels=2: give"),
+        ("digits", {"image_size": 0}, "image_size=0: give"),
+        ("digits", {"holdout": float("nan")}, "holdout=nan: give"),
+        ("tfds:cifar10", {"image_size": 10**6}, r"image_size=1000000 in float32 needs at least 10\.9 TiB, and this"),
     ],
 )
 def test_what_a_source_cannot_give_is_refused_in_one_line(source, options, words):
