@@ -131,11 +131,8 @@ class Checkpoints:
 
     def _restore(self, abstract: Any, step: int | None, sharding: Any, part: str | None) -> Any:
         path = self.directory / str(self.step(step))
-        try:
-            tree = ocp.metadata(path).metadata
-            stored = _named_leaves(tree)
-        except Exception as error:
-            raise CheckpointError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+        tree = self.shapes(step)
+        stored = _named_leaves(tree)
         if part is not None:
             stored = {name: leaf for name, leaf in stored.items() if name.split("/")[0] == part}
         difference = _first_difference(stored, _named_leaves(abstract))
@@ -166,6 +163,15 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory} holds no step {step}, but {', '.join(map(str, steps))}")
         return steps[-1] if step is None else step
+
+    def shapes(self, step: int | None = None) -> Any:
+        """The stored tree of `step` (default: the latest), each leaf with its `shape` and `dtype`; no array is read.
+        CheckpointError where it is missing or not a readable checkpoint."""
+        path = self.directory / str(self.step(step))
+        try:
+            return ocp.metadata(path).metadata
+        except Exception as error:
+            raise CheckpointError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
 
     def _remove(self, step: int) -> None:
         """Renamed first: a kill while its files go cannot leave a part of a step that looks like one."""
