@@ -162,11 +162,8 @@ class Checkpoints:
         path = self.directory / str(step)
         if damage := self._damage(path):
             raise self._unreadable(step, f"is damaged: {damage}", damaged=True)
-        try:
-            tree = ocp.metadata(path).metadata
-            stored = _named_leaves(tree)
-        except Exception as error:
-            raise self._unreadable(step, f"is not a readable checkpoint: {_first_line(error)}") from error
+        tree = self.shapes(step)
+        stored = _named_leaves(tree)
         if part is not None:
             stored = {name: leaf for name, leaf in stored.items() if name.split("/")[0] == part}
         difference = _first_difference(stored, _named_leaves(abstract))
@@ -197,6 +194,15 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise CheckpointError(f"{self.directory} holds no step {step}, but {', '.join(map(str, steps))}")
         return steps[-1] if step is None else step
+
+    def shapes(self, step: int | None = None) -> Any:
+        """The stored tree of `step` (default: the latest), each leaf with its `shape` and `dtype`; no array is read.
+        CheckpointError where it is missing or not a readable checkpoint."""
+        step = self.step(step)
+        try:
+            return ocp.metadata(self.directory / str(step)).metadata
+        except Exception as error:
+            raise self._unreadable(step, f"is not a readable checkpoint: {_first_line(error)}") from error
 
     def _damage(self, path: pathlib.Path) -> str | None:
         """What is damaged in a step, in words; None also for one that was written before there were checksums."""

@@ -1,4 +1,4 @@
-"""The command line: diffuse-jax train | sample | evaluate | likelihood | import | export | list."""
+"""The command line: diffuse-jax train | sample | evaluate | likelihood | show | import | export | list."""
 
 import argparse
 import importlib.metadata
@@ -27,15 +27,17 @@ Any field of an experiment can be given as --config.section.field=value; `train 
   diffuse-jax train --config=digits --workdir=runs/digits
   diffuse-jax sample --workdir=runs/digits --num=100 --solver=heun --steps=20
   diffuse-jax evaluate --workdir=runs/digits
+  diffuse-jax show --workdir=runs/digits
   diffuse-jax train --config=digits --workdir=runs/mine --config.data.source=path/to/images --config.data.image_size=32
   diffuse-jax import --from=score_sde --source=checkpoint_14.pth --config=cifar10_ve_ncsnpp_continuous --workdir=runs/ve
 """
 
 _COMMANDS = {
     "train": "Train an experiment, or go on with it; ends by drawing a grid of samples.",
-    "sample": "Draw samples of a trained run into samples.npz and samples.png.",
+    "sample": "Draw samples of a trained run into samples.npz and samples.png, or into numbered files.",
     "evaluate": "Held-out loss, bits/dim and Fréchet distance of a trained run, as a table and evaluation.json.",
     "likelihood": "log p and bits/dim of each held-out image, into likelihood.npz and likelihood.json.",
+    "show": "What a run is, how far it is, what files it has, and how to go on.",
     "import": "Make a run of weights that score_sde, diffusers or EDM trained.",
     "export": "Write a run's averaged parameters as safetensors, under the names of score_sde's PyTorch program.",
     "list": "The built-in experiments.",
@@ -117,8 +119,19 @@ def _parser() -> argparse.ArgumentParser:
         "--label", type=_integer(0), metavar="K", help="the class to draw, of a run with config.data.labels"
     )
     made["sample"].add_argument(
+        "--first", type=_integer(0, 2**31), default=0, metavar="K", help="draw samples K … K + N - 1 (default: 0)"
+    )
+    made["sample"].add_argument(
+        "--format",
+        choices=("npz", "png", "shards"),
+        default="npz",
+        help="npz: all in samples.npz (the default); png: samples/00000000.png, …; shards: an npz a chunk in samples/; "
+        "the last two are written as they are drawn, and the same command goes on from what is there",
+    )
+    made["sample"].add_argument(
         "--trajectory", action="store_true", help="also write trajectory.gif, an animation of the denoising"
     )
+    made["show"].add_argument("--workdir", required=True, help="the folder of the run")
     return parser
 
 

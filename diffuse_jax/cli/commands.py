@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from diffuse_jax.cli.convert import export, import_
 from diffuse_jax.cli.evaluate import evaluate, likelihood
 from diffuse_jax.cli.sample import sample
+from diffuse_jax.cli.show import show
 from diffuse_jax.cli.train import train
 from diffuse_jax.config import experiments
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "sample": sample,
     "evaluate": evaluate,
     "likelihood": likelihood,
+    "show": show,
     "import": import_,
     "export": export,
     "list": list_experiments,

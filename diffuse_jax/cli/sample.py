@@ -1,7 +1,8 @@
 """diffuse-jax sample."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.distributed import first, together
-from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, picture, sampler, to_data
+from diffuse_jax.cli.run import TrainedRun, free_name, open_run, picture, sampler, to_data
+from diffuse_jax.cli.sample_files import sample_files
 from diffuse_jax.config import ConfigError
 from diffuse_jax.evaluation import save_gif, save_png
 from diffuse_jax.evaluation.draw import Drawn
@@ -17,23 +19,51 @@ from diffuse_jax.sde import SDE
 
 _FRAMES = 40
 _ANIMATED = 64
+_SAMPLES = 2**31  # of a seed, as far as processes can tell each other numbers
 
 
 def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Draws samples 0 … N − 1 of a seed into samples.npz, samples.png and samples.json under the workdir."""
+    """Draws samples FIRST … FIRST + N − 1 of a seed into samples.npz, samples.png and samples.json under the workdir,
+    or one by one or chunk by chunk into files of samples/."""
+    together(lambda: _check(args))
     run = open_run(args, overrides)
-    config = run.experiment.config.sampling
-    n = args.num or config.num
-    labels = together(lambda: class_labels(run, n, args.label))
-    draw = sampler(run.experiment, run.mesh)
+    n = args.num or run.experiment.config.sampling.num
+    classes = together(lambda: _classes(run, args, n))
+    if args.format == "npz":
+        _one_file(args, run, n, None if classes is None else classes(np.arange(args.first, args.first + n)))
+    else:
+        sample_files(args, run, n, classes)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.trajectory and args.format != "npz":
+        raise ConfigError(f"--trajectory goes with --format=npz alone, not with --format={args.format}")
+
+
+def _classes(run: TrainedRun, args: argparse.Namespace, n: int) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The classes of samples by their numbers: --label, or all in turn; None for a run without classes, of which no
+    label can be asked."""
+    label, classes = args.label, run.experiment.data.num_classes
+    if args.first + n > _SAMPLES:
+        raise ConfigError(f"--first={args.first} and {n} samples: a seed has the samples 0 … {_SAMPLES - 1}")
+    if classes is None:
+        if label is not None:
+            raise ConfigError(f"--label={label}: {run.workdir} was trained without labels (config.data.labels)")
+        return None
+    if label is not None and not 0 <= label < classes:
+        raise ConfigError(f"--label={label} must be one of 0 … {classes - 1}")
+    return lambda index: (index % classes if label is None else np.full(len(index), label)).astype(np.int32)
+
+
+def _one_file(args: argparse.Namespace, run: TrainedRun, n: int, labels: np.ndarray | None) -> None:
     denoise = run.experiment.sampling_denoiser(run.denoise.params)
-    drawn = draw(denoise, seed=args.seed, n=n, labels=labels, progress="samples")
+    draw = partial(sampler(run.experiment, run.mesh), denoise, seed=args.seed, first=args.first, labels=labels)
+    drawn = draw(n=n, progress="samples")
     few = min(n, _ANIMATED) if len(run.experiment.data.shape) == 3 else n
-    animated = {"n": few, "labels": labels, "path": True, "progress": "trajectory"}
-    path = draw(denoise, seed=args.seed, **animated).path if args.trajectory else None
+    path = draw(n=few, path=True, progress="trajectory").path if args.trajectory else None
     if first():
         _write(args, run, drawn, labels, path)
-    return 0
 
 
 def _write(
@@ -55,6 +85,7 @@ def _write(
         "evaluations": float(drawn.evaluations.mean()),
         "largest_evaluations": float(drawn.evaluations.max()),
         "seed": args.seed,
+        "first": args.first,
         "num": n,
         "label": args.label,
     }
@@ -65,19 +96,6 @@ def _write(
     most = f", at most {facts['largest_evaluations']:g}" if facts["largest_evaluations"] != facts["evaluations"] else ""
     print(f"{n} samples of step {run.step}, {facts['solver']} with {facts['evaluations']:g} evaluations each{most}:")
     print("\n".join(f"  {path}" for path in written))
-
-
-def class_labels(run: TrainedRun, n: int, label: int | None) -> np.ndarray | None:
-    """The classes of n samples: `label`, or all in turn; None for a run without classes, of which no label can be
-    asked."""
-    classes = run.experiment.data.num_classes
-    if classes is None:
-        if label is not None:
-            raise ConfigError(f"--label={label}: {run.workdir} was trained without labels (config.data.labels)")
-        return None
-    if label is not None and not 0 <= label < classes:
-        raise ConfigError(f"--label={label} must be one of 0 … {classes - 1}")
-    return np.full(n, label, np.int32) if label is not None else labels_in_turn(run.experiment, n)
 
 
 def _frames(run: TrainedRun, path: np.ndarray, last: np.ndarray) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Many rows through one compiled function, a chunk at a time: constant memory, one compilation, all devices of all
 processes at work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -12,28 +12,51 @@ from jax.sharding import Mesh, NamedSharding
 from diffuse_jax._progress import progress_bar
 from diffuse_jax.training.sharding import batch_sharding, replicated
 
-__all__ = ["everywhere", "map_chunks", "shard"]
+__all__ = ["chunks", "everywhere", "joined", "map_chunks", "shard"]
+
+
+def chunks(
+    run: Callable[[np.ndarray], Any], n: int, batch_size: int, mesh: Mesh, *, first: int = 0, skip: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """The rows first … first + n − 1 of `run` a chunk at a time: the number of its first row, and a tree of NumPy
+    arrays, in every process. While the caller works on one, the next is computed.
+
+    A chunk has `batch_size` rows, or n where that is less, rounded up to a multiple of the devices. `run(index)` is
+    given this process's share of a chunk, always as long, and gives a tree of arrays that hold the rows of the whole
+    chunk. The last chunk repeats the last row and is cut. Chunks of which all rows are among the first `skip` are left
+    out; the others are what they would be.
+    """
+    size, stop = -(-min(batch_size, n) // mesh.size) * mesh.size, first + n
+    share = size // jax.process_count()
+    own = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+
+    def begin(start: int) -> Any:
+        return _gathered(mesh, run(np.minimum(np.arange(start, start + size), stop - 1)[own]))
+
+    starts = range(first + skip // size * size, stop, size) if skip < n else range(0)
+    under_way = begin(starts[0]) if starts else None
+    for start in starts:
+        done = jax.device_get(under_way)
+        # Begun when the one before has ended: two at once would need the memory of two.
+        under_way = begin(start + size) if start + size < stop else None
+        yield start, jax.tree.map(lambda leaf, start=start: leaf[: stop - start], done)
+
+
+def joined(parts: Iterable[tuple[int, Any]], n: int, *, progress: str | None = None) -> Any:
+    """The n rows of all chunks as one tree. `progress` names a bar on stderr, of process 0."""
+    trees = []
+    with progress_bar(total=n, desc=progress, disable=progress is None or jax.process_index() != 0) as bar:
+        for _, tree in parts:
+            trees.append(tree)
+            bar.update(len(jax.tree.leaves(tree)[0]))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)
 
 
 def map_chunks(
     run: Callable[[np.ndarray], Any], n: int, batch_size: int, mesh: Mesh, *, progress: str | None = None
 ) -> Any:
-    """The rows 0 … n − 1 of `run`, as a tree of NumPy arrays (n, …), in every process.
-
-    A chunk has `batch_size` rows, or n where that is less, rounded up to a multiple of the devices. `run(index)` is
-    given this process's share of a chunk, always as long, and gives a tree of arrays that hold the rows of the whole
-    chunk. The last chunk repeats row n − 1 and is cut. `progress` names a bar on stderr, of process 0.
-    """
-    size = -(-min(batch_size, n) // mesh.size) * mesh.size
-    share = size // jax.process_count()
-    own = slice(share * jax.process_index(), share * (jax.process_index() + 1))
-    parts = []
-    with progress_bar(total=n, desc=progress, disable=progress is None or jax.process_index() != 0) as bar:
-        for first in range(0, n, size):
-            out = _fetch(mesh, run(np.minimum(np.arange(first, first + size), n - 1)[own]))
-            parts.append(jax.tree.map(lambda leaf, first=first: leaf[: n - first], out))
-            bar.update(min(size, n - first))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+    """The rows 0 … n − 1 of `run` as one tree of NumPy arrays (n, …), in every process, by way of `chunks`."""
+    return joined(chunks(run, n, batch_size, mesh), n, progress=progress)
 
 
 def shard(mesh: Mesh, tree: Any) -> Any:
@@ -60,10 +83,9 @@ def _shard(sharding: NamedSharding, leaf: Any) -> jax.Array:
     return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
 
 
-def _fetch(mesh: Mesh, tree: Any) -> Any:
-    if jax.process_count() > 1:
-        tree = jax.jit(_same, out_shardings=replicated(mesh))(tree)
-    return jax.device_get(tree)
+def _gathered(mesh: Mesh, tree: Any) -> Any:
+    """A tree of which this process has every row."""
+    return tree if jax.process_count() == 1 else jax.jit(_same, out_shardings=replicated(mesh))(tree)
 
 
 def _same(tree: Any) -> Any:

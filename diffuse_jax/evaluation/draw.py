@@ -1,6 +1,6 @@
 """Drawing samples in chunks over all devices: sample i is the same whatever the chunks, devices and processes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffuse_jax.denoiser import Conditioned, Denoiser
-from diffuse_jax.evaluation.chunks import everywhere, map_chunks, shard
+from diffuse_jax.evaluation.chunks import chunks, everywhere, joined, shard
 from diffuse_jax.sampling import NoiseSource, count_evaluations, denoise_once, keyed_noise, sample_keys, solve
 from diffuse_jax.solvers import Solver
 
@@ -34,7 +34,8 @@ class Drawn(NamedTuple):
 class Sampler:
     """A solver on a grid of times, compiled once for chunks of samples that are spread over devices.
 
-    A call draws the samples 0 … n − 1 of a seed; a denoiser with other parameters does not recompile.
+    A call draws n samples of a seed, `chunks` gives them out as they are drawn; a denoiser with other parameters does
+    not recompile.
 
     Args:
         solver: The solver.
@@ -73,40 +74,81 @@ class Sampler:
         *,
         seed: int,
         n: int,
+        first: int = 0,
         labels: np.ndarray | None = None,
         path: bool = False,
         progress: str | None = None,
     ) -> Drawn:
-        """Draws the samples 0 … n − 1 of a seed.
+        """Draws n samples of a seed.
 
         Args:
             denoise: The denoiser.
             seed: The seed; sample i is a function of it and i alone.
             n: How many.
+            first: The number of the first of them.
             labels: Class labels (n,), the condition of each sample.
             path: Keep every state.
             progress: The name of a progress bar on stderr; None draws none.
 
         Returns:
-            The samples, the evaluations that each took, and their paths.
+            The samples first … first + n − 1, the evaluations that each took, and their paths.
 
         Raises:
-            FloatingPointError: Where a sample is not finite, as where the adaptive solver ran out of steps.
+            FloatingPointError: At the first chunk in which a sample is not finite, as where the adaptive solver ran out
+                of steps.
+        """
+        given = None if labels is None else np.asarray(labels)
+        classes = None if given is None else lambda index: given[index - first]
+        parts = self.chunks(denoise, seed=seed, n=n, first=first, classes=classes, path=path)
+        drawn: Drawn = joined(parts, n, progress=progress)
+        return drawn
+
+    def chunks(
+        self,
+        denoise: Denoiser,
+        *,
+        seed: int,
+        n: int,
+        first: int = 0,
+        skip: int = 0,
+        classes: Callable[[np.ndarray], np.ndarray] | None = None,
+        path: bool = False,
+    ) -> Iterator[tuple[int, Drawn]]:
+        """Draws samples a chunk at a time, of which no more than two are held.
+
+        Args:
+            denoise: The denoiser.
+            seed: The seed.
+            n: How many.
+            first: The number of the first of them.
+            skip: Chunks that lie in the first so many samples are left out.
+            classes: Gives the labels of samples by their numbers, all below 2**32.
+            path: Keep every state.
+
+        Returns:
+            An iterator over (the number of a chunk's first sample, the chunk).
+
+        Raises:
+            FloatingPointError: At the first chunk in which a sample is not finite.
         """
         key = jax.random.key(seed)
         denoise = everywhere(self._mesh, denoise)
 
-        def chunk(index: np.ndarray) -> Any:
+        def chunk(index: np.ndarray) -> Drawn:
             # Of this chunk alone: a function of all n would be compiled for every n.
             keys = jax.vmap(lambda i: sample_keys(key, i, 1)[0])(index.astype(np.uint32))
-            cond = None if labels is None else shard(self._mesh, labels[index])
-            return self._run(shard(self._mesh, keys), denoise, cond, path)
+            cond = None if classes is None else shard(self._mesh, classes(index))
+            return Drawn(*self._run(shard(self._mesh, keys), denoise, cond, path))
 
-        drawn = Drawn(*map_chunks(chunk, n, self._batch_size, self._mesh, progress=progress))
-        bad = ~np.isfinite(drawn.x).reshape(n, -1).all(axis=1)
-        if bad.any():
-            raise FloatingPointError(
-                f"{bad.sum()} of {n} samples are not finite, the first being sample {bad.argmax()}: "
-                "take more steps (with the adaptive solver, more evaluations: max_evaluations), or train longer"
-            )
-        return drawn
+        for start, drawn in chunks(chunk, n, self._batch_size, self._mesh, first=first, skip=skip):
+            _check_finite(start, drawn.x)
+            yield start, drawn
+
+
+def _check_finite(first: int, x: np.ndarray) -> None:
+    bad = ~np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    if bad.any():
+        raise FloatingPointError(
+            f"{bad.sum()} of {len(x)} samples are not finite, the first being sample {first + bad.argmax()}: "
+            "take more steps (with the adaptive solver, more evaluations: max_evaluations), or train longer"
+        )

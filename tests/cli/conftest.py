@@ -1,11 +1,14 @@
-"""Runs that several proofs look at, each trained once."""
+"""Runs that several proofs look at, each trained once, and a count of compilations."""
 
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from cli_models import TINY, run
+from jax import monitoring
 
 from diffuse_jax.training import make_mesh
 
@@ -46,3 +49,17 @@ def normal_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     tiny = [argument for argument in TINY[1:] if ".model." not in argument]
     assert run("train", f"--config={folder / 'normal.py'}", *tiny, f"--workdir={folder / 'run'}") == 0
     return folder / "run"
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """The names of what was compiled since the test began, as many times as it was."""
+    names: list[str] = []
+
+    def listen(event: str, duration: float, **facts: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(str(facts.get("fun_name")))
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    monitoring.unregister_event_duration_listener(listen)

@@ -149,6 +149,16 @@ def test_two_processes_draw_and_measure_what_one_does(toy_run, tmp_path):
     assert one.keys() == both.keys()
     for name, value in one.items():
         assert both[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4)), name
+    for num in (5, 20):  # the second goes on from the first
+        command = ["sample", f"--num={num}", "--format=shards", "--config.sampling.batch_size=8"]
+        assert run(*command, f"--workdir={toy_run}") == 0
+        first, second = end(begin(*command, f"--workdir={two}"))
+        assert first[0] == second[0] == 0 and "samples" not in second[1] and not second[2]
+    names = [sorted(path.name for path in (folder / "samples").glob("*-*.npz")) for folder in (toy_run, two)]
+    assert names[0] == names[1] and len(names[0]) == 4
+    for name in names[0]:
+        with np.load(toy_run / "samples" / name) as a, np.load(two / "samples" / name) as b:
+            np.testing.assert_allclose(a["samples"], b["samples"], rtol=1e-4, atol=1e-4)
     assert (two / "trajectory.gif").exists() and not list(two.glob(".seen*"))
 
 

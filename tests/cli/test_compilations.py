@@ -1,7 +1,7 @@
 """Nothing is compiled twice in a run: XLA's compilations, those found in its cache too, counted as they happen."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cli_models import TINY, run
-from jax import monitoring
 
 import diffuse_jax
 from diffuse_jax import solvers, times
@@ -20,20 +19,6 @@ from diffuse_jax.evaluation import HeldoutLoss, Sampler
 from diffuse_jax.sampling import last_mean
 from diffuse_jax.training import make_mesh
 from diffuse_jax.training.logs import MetricLog
-
-
-@pytest.fixture
-def compiled() -> Iterator[list[str]]:
-    """The names of what was compiled since the test began, as many times as it was."""
-    names: list[str] = []
-
-    def listen(event: str, duration: float, **facts: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(str(facts.get("fun_name")))
-
-    monitoring.register_event_duration_secs_listener(listen)
-    yield names
-    monitoring.unregister_event_duration_listener(listen)
 
 
 def test_the_count_sees_whatever_is_compiled(compiled: list[str]) -> None:

@@ -9,7 +9,7 @@ import scipy.stats
 from diffuse_jax import VP, NetworkDenoiser, log_prob, oracles, sample, sample_keys, solve, solvers, times
 from diffuse_jax.data.sources import Arrays
 from diffuse_jax.evaluation import Sampler, likelihoods
-from diffuse_jax.evaluation.chunks import map_chunks
+from diffuse_jax.evaluation.chunks import chunks, map_chunks
 from diffuse_jax.likelihood import exact_trace, hutchinson_trace
 from diffuse_jax.sampling import denoise_once, last_mean
 from diffuse_jax.training import make_mesh
@@ -41,6 +41,45 @@ def test_mapped_chunks_come_back_in_order_and_cut_to_n(devices, batch_size, n):
     np.testing.assert_array_equal(out["square"], np.arange(n) ** 2)
     np.testing.assert_array_equal(out["pair"], np.stack([np.arange(n), -np.arange(n)], axis=1))
     assert len(set(sizes)) == 1 and sizes[0] % devices == 0  # one compilation, and every device its share
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), CHUNKS)
+def test_chunks_after_those_that_are_left_out_are_what_they_would_be(devices, batch_size):
+    asked = []
+
+    def rows(index):
+        asked.append(index.tolist())
+        return index
+
+    whole = list(chunks(rows, 19, batch_size, mesh(devices), first=5))
+    calls = asked.copy()
+    assert np.concatenate([part for _, part in whole]).tolist() == list(range(5, 24))
+    assert [start for start, _ in whole] == np.cumsum([5, *(len(part) for _, part in whole[:-1])]).tolist()
+    for skip in (0, 1, 7, 8, 18, 19):
+        asked.clear()
+        left = list(chunks(rows, 19, batch_size, mesh(devices), first=5, skip=skip))
+        expected = [(start, part.tolist()) for start, part in whole if start + len(part) > 5 + skip]
+        assert [(start, part.tolist()) for start, part in left] == expected
+        assert asked == calls[len(calls) - len(left) :]  # the same rows in the same places
+
+
+def test_the_next_chunk_is_under_way_while_one_is_worked_on():
+    begun = []
+    for start, _ in chunks(lambda index: begun.append(index[0]) or index, 12, 4, mesh(1)):
+        assert begun == [0, 4, 8][: start // 4 + 2]
+
+
+def test_samples_from_any_first_on_are_those_of_the_seed():
+    draw = sampler(solvers.euler_maruyama(), 1, 7)
+    denoise = NetworkDenoiser(SDE, jnp.asarray(0.1), label_net, shape=(3,))
+    labels = np.arange(19) % 5
+    whole = draw(denoise, seed=4, n=19, labels=labels)
+    for first, n in ((0, 7), (3, 9), (18, 1)):
+        part = draw(denoise, seed=4, n=n, first=first, labels=labels[first : first + n])
+        np.testing.assert_allclose(part.x, whole.x[first : first + n], rtol=1e-5, atol=1e-6)
+    found = list(draw.chunks(denoise, seed=4, n=19, skip=9, classes=lambda index: index % 5))
+    assert [start for start, _ in found] == [7, 14]
+    np.testing.assert_array_equal(np.concatenate([drawn.x for _, drawn in found]), whole.x[7:])
 
 
 @pytest.mark.parametrize("solver", [solvers.euler_maruyama(), solvers.adaptive(1e-4, 1e-4)], ids=["steps", "adaptive"])
