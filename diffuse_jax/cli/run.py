@@ -71,8 +71,8 @@ def open_run(
     its parameters are loaded; its data are not looked at."""
     workdir = together(lambda: workdir_of(args))
     experiment, step = together(lambda: _experiment(args, overrides, workdir))
-    together(lambda: check(experiment))
     together(lambda: check_writable(output or workdir))
+    together(lambda: check(experiment))
     check_same("experiment", json.dumps(experiment.config.to_dict(), default=str))
     check_shared(workdir)
     mesh = make_mesh()
