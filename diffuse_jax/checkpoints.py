@@ -9,6 +9,7 @@ writer removes. Whatever is read is compared with its checksums first.
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +27,9 @@ __all__ = ["CheckpointError", "Checkpoints", "read_json", "write_json_atomic"]
 
 _MARKER = "_CHECKPOINT_METADATA"  # Orbax writes this file into every complete step.
 _UNFINISHED = ".orbax-checkpoint-tmp"  # In the name of a step that is being written (it is Orbax's) or removed.
+
+
+_STEP = re.compile(r"0|[1-9][0-9]*")  # the name of a step's folder
 
 
 class CheckpointError(ValueError):
@@ -68,7 +72,7 @@ class Checkpoints:
         return sorted(
             int(path.name)
             for path in self.directory.iterdir()
-            if path.name.isdigit() and ((path / _MARKER).exists() or (path / CHECKSUMS).exists())
+            if _STEP.fullmatch(path.name) and ((path / _MARKER).exists() or (path / CHECKSUMS).exists())
         )
 
     def latest_step(self) -> int | None:
@@ -200,9 +204,12 @@ class Checkpoints:
         CheckpointError where it is missing or not a readable checkpoint."""
         step = self.step(step)
         try:
-            return ocp.metadata(self.directory / str(step)).metadata
+            shapes = ocp.metadata(self.directory / str(step)).metadata
         except Exception as error:
             raise self._unreadable(step, f"is not a readable checkpoint: {_first_line(error)}") from error
+        if shapes is None:
+            raise self._unreadable(step, "is not a readable checkpoint: it holds no arrays")
+        return shapes
 
     def _damage(self, path: pathlib.Path) -> str | None:
         """What is damaged in a step, in words; None also for one that was written before there were checksums."""
@@ -242,7 +249,7 @@ class Checkpoints:
     def _clean(self) -> None:
         if jax.process_index() == 0:
             for path in self.directory.glob(f"*{_UNFINISHED}*"):
-                shutil.rmtree(path)
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _failed(self, step: int, error: Exception) -> OSError:
         return OSError(f"the checkpoint {self.directory / str(step)} could not be written: {_first_line(error)}")
@@ -256,11 +263,14 @@ def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The object in a JSON file. CheckpointError, naming file and place, where there is none or it is not JSON."""
+    path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}, not a JSON file")
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {path}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 

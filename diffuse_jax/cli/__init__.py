@@ -85,10 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("train", "sample", "evaluate", "likelihood", "export"):
         made[name].add_argument(
             "--config",
+            type=_text,
             help="an experiment: a file, or the name of a built-in one (default: "
             + ("that of the run, digits for a new one)" if name == "train" else "that of the run)"),
         )
-        made[name].add_argument("--workdir", help="the folder of the run (default: runs/NAME of --config)")
+        made[name].add_argument("--workdir", type=_text, help="the folder of the run (default: runs/NAME of --config)")
     for name in ("train", "sample", "evaluate", "likelihood"):
         _add_processes(made[name].add_argument_group("several processes, each given the same command"))
     made["train"].add_argument(
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     made["sample"].add_argument(
         "--trajectory", action="store_true", help="also write trajectory.gif, an animation of the denoising"
     )
-    made["show"].add_argument("--workdir", required=True, help="the folder of the run")
+    made["show"].add_argument("--workdir", type=_text, required=True, help="the folder of the run")
     return parser
 
 
@@ -159,17 +160,26 @@ def _add_conversions(import_: argparse.ArgumentParser, export: argparse.Argument
     )
     import_.add_argument(
         "--source",
+        type=_text,
         required=True,
         help="its file: a checkpoint of score_sde (flax or .pth), a state_dict (.pth, .bin) or .safetensors; or the "
         "folder of a diffusers pipeline",
     )
     import_.add_argument(
         "--config",
+        type=_text,
         help="the network's options: a JSON file of that program, or for score_sde an experiment of diffuse_jax "
         "(default: what the files themselves say)",
     )
-    import_.add_argument("--workdir", required=True, help="the folder of the run that is made")
+    import_.add_argument("--workdir", type=_text, required=True, help="the folder of the run that is made")
     export.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file that is written")
+
+
+def _text(text: str) -> str:
+    """What is not empty, as a variable that is not set would be."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a name, or leave it out")
+    return text
 
 
 def _integer(least: int, end: int | None = None) -> Callable[[str], int]:
@@ -206,13 +216,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """`main` as a program. What is torn from its work ends without the interpreter's own end, which can crash while the
-    devices still compute."""
+    """`main` as a program. What is torn from its work, or failed, ends without the interpreter's own end, which can
+    crash while the devices still compute, and would wait for the threads of a checkpoint that could not be written."""
     signal.signal(signal.SIGINT, end_interrupted)
     status, torn = _status(argv=None)
-    if torn:
+    if torn or (status and not _several_processes()):
         end(status)
     sys.exit(status)
+
+
+def _several_processes() -> bool:
+    """Whether others wait for this one at its end."""
+    jax = sys.modules.get("jax")
+    return jax is not None and bool(jax.distributed.is_initialized())
 
 
 def _status(argv: Sequence[str] | None) -> tuple[int, bool]:

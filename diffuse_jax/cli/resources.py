@@ -32,7 +32,9 @@ def check_file(name: str | os.PathLike[str]) -> pathlib.Path:
 def check_writable(folder: pathlib.Path) -> None:
     """ConfigError where no file can be written in a folder, or the folder cannot be made; known before an hour is spent
     on what would go there. Nothing is left behind."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise ConfigError(f"{there} is no folder, and {folder} must be one: move it away")
     try:
         with tempfile.NamedTemporaryFile(dir=there, prefix=".writable.") as file:
             file.write(bytes(4096))
@@ -80,7 +82,7 @@ def check_samples(experiment: Experiment, n: int, what: str) -> None:
     """ConfigError where n samples, or a chunk of them, are more than memory can hold."""
     row, batch_size = 4 * math.prod(experiment.data.shape), experiment.config.sampling.batch_size
     _check(f"config.sampling.batch_size={batch_size}", min(n, batch_size) * row)
-    _check(f"{what}={n}", n * row)
+    _check(f"{what}={n}", 2 * n * row)  # in chunks, and joined
 
 
 def device_bytes(tree: Any, sharding: Any) -> int:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.distributed import check_same, check_shared, from_first, together
-from diffuse_jax.cli.resources import check_file, check_writable
+from diffuse_jax.cli.resources import check_writable
 from diffuse_jax.config import ConfigError, Experiment, build, override, read
 from diffuse_jax.config.run import CHECKPOINTS, check_fits, read_run, restore
 from diffuse_jax.data import to_uint8
@@ -84,9 +84,28 @@ def open_run(
 def _experiment(args: argparse.Namespace, overrides: Sequence[str], workdir: pathlib.Path) -> tuple[Experiment, int]:
     stored, data = read_run(workdir)
     overrides = as_asked(args, overrides)
+    _check_read(args.command, overrides)
     config = override(stored, overrides) if args.config is None else read(args.config, overrides)
     check_fits(config, data, workdir)
     return build(config, data), Checkpoints(workdir / CHECKPOINTS, read_only=True).step(args.checkpoint)
+
+
+#: What the commands that work on a run do not read of its config: nor may what is given of it be ignored.
+_UNREAD = {
+    "sample": ("training", "evaluation"),
+    "evaluate": ("training",),
+    "likelihood": ("training",),
+    "export": ("training", "evaluation"),
+}
+
+
+def _check_read(command: str, overrides: Sequence[str]) -> None:
+    for argument in overrides:
+        for section in _UNREAD[command]:
+            if argument.removeprefix("--no").removeprefix("--").startswith(f"config.{section}."):
+                raise ConfigError(
+                    f"{argument.partition('=')[0]}: {command} does not read config.{section}: leave it out"
+                )
 
 
 def as_asked(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
@@ -121,9 +140,9 @@ def picture(samples: np.ndarray) -> np.ndarray:
 
 
 def free_name(path: pathlib.Path) -> pathlib.Path:
-    """`path`, after a file of that name has been moved aside to name.1, name.2, … and that been said. ConfigError where
-    what has that name is no file."""
-    if check_file(path).exists():
+    """`path`, after what has that name, a file or a folder, has been moved aside to name.1, name.2, … and that been
+    said."""
+    if path.exists():
         number = 1
         while (aside := path.with_stem(f"{path.stem}.{number}")).exists():
             number += 1

@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import json
 import pathlib
+import re
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -25,6 +27,8 @@ __all__ = ["FOLDER", "sample_files"]
 FOLDER = "samples"
 _FACTS = "samples.json"
 _LOCK = ".lock"
+_SHARD = re.compile(r"\d{8,}-\d{8,}\.npz")
+_PNG_END = b"IEND\xaeB`\x82"  # without it a file was cut short
 
 # Fields of config.sampling that say nothing about what a sample is, and those that are facts of their own.
 _NO_FACTS = ("num", "batch_size", "solver", "steps", "grid", "dtype")
@@ -47,11 +51,11 @@ class _Images:
         self._folder = folder
 
     def missing(self, start: int, stop: int) -> int:
-        return next((i for i in range(start, stop) if not self._path(i).exists()), stop)
+        return next((i for i in range(start, stop) if not _ends_with(self._path(i), _PNG_END)), stop)
 
     def write(self, start: int, samples: np.ndarray, labels: np.ndarray | None) -> None:
         for i, image in enumerate(samples, start):
-            if not self._path(i).exists():
+            if not _ends_with(self._path(i), _PNG_END):
                 save_png(image, self._path(i))
 
     def _path(self, i: int) -> pathlib.Path:
@@ -63,7 +67,8 @@ class _Shards:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
-        self._there = _merged(_range(path) for path in folder.glob("*-*.npz"))
+        shards = (path for path in folder.iterdir() if _SHARD.fullmatch(path.name) and zipfile.is_zipfile(path))
+        self._there = _merged(map(_range, shards))
 
     def missing(self, start: int, stop: int) -> int:
         return next(self._gaps(start, stop), (stop, stop))[0]
@@ -149,10 +154,14 @@ def _facts(args: argparse.Namespace, run: TrainedRun) -> dict[str, Any]:
 def _opened(folder: pathlib.Path, facts: dict[str, Any]) -> Iterator[_Files]:
     """The files of a folder with these facts. A folder of others is moved aside, unless a command writes there now:
     ConfigError. Several may write other samples into the same."""
-    if folder.exists() and (not (folder / _FACTS).exists() or read_json(folder / _FACTS) != facts):
+    if folder.is_file() or folder.is_symlink():
+        raise ConfigError(f"{folder} is no folder: move it away, and the samples get one of that name")
+    # What a kill left before it wrote a fact is begun anew.
+    begun = folder.exists() and any(path.name != _LOCK for path in folder.iterdir())
+    if begun and (not (folder / _FACTS).exists() or read_json(folder / _FACTS) != facts):
         with _locked(folder, fcntl.LOCK_EX):
             free_name(folder)
-    if not folder.exists():
+    if not (folder / _FACTS).exists():
         write_json_atomic(folder / _FACTS, facts)
     with _locked(folder, fcntl.LOCK_SH):
         yield _KINDS[facts["format"]](folder)
@@ -174,6 +183,15 @@ def _sweep(folder: pathlib.Path, i: int) -> None:
     """Removes what a kill left of the file that was to begin with sample i."""
     for part in folder.glob(f".{i:08d}*"):
         part.unlink(missing_ok=True)
+
+
+def _ends_with(path: pathlib.Path, end: bytes) -> bool:
+    """Whether a file is there, to its end."""
+    if not path.is_file() or path.stat().st_size < len(end):
+        return False
+    with path.open("rb") as file:
+        file.seek(-len(end), 2)
+        return file.read() == end
 
 
 def _range(path: pathlib.Path) -> tuple[int, int]:

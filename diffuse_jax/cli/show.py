@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import reprlib
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,8 +68,8 @@ def _parameters(kept: Checkpoints, steps: Sequence[int]) -> str:
     """Their number, as far as a checkpoint tells it."""
     try:
         return f", {param_count(kept.shapes(steps[-1])['ema']):,} parameters" if steps else ""
-    except CheckpointError:  # removed meanwhile by the training, which keeps the latest alone
-        return ""
+    except (CheckpointError, KeyError):  # removed meanwhile by the training, which keeps the latest alone; or damaged
+        return ", its latest checkpoint cannot be read"
 
 
 def _progress(config: ConfigDict, steps: Sequence[int]) -> str:
@@ -136,7 +137,7 @@ def _sample_files(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
 
 def _numbers(*names: str) -> Callable[[pathlib.Path, Mapping[str, Any]], str]:
     def describe(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-        found = [f"{name} {_number(facts[name])}" for name in names if isinstance(facts.get(name), (int, float))]
+        found = [f"{name} {_number(facts[name])}" for name in names if name in facts]
         return ", ".join([*found, f"step {facts.get('checkpoint')}"])
 
     return describe
@@ -151,15 +152,20 @@ _WRITTEN: tuple[tuple[str, str, Callable[[pathlib.Path, Mapping[str, Any]], str]
 )
 
 
-def _number(x: float) -> str:
-    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+def _number(x: Any) -> str:
+    """A number in few digits; as the file has it where it is none."""
+    try:
+        number = float(x)
+    except (TypeError, ValueError, OverflowError):
+        return reprlib.repr(x)
+    return f"{number:,.0f}" if 1000 <= abs(number) < 1e12 else f"{number:.4g}"
 
 
 def _object(text: bytes) -> Mapping[str, Any]:
     """A JSON object; an empty one for what is not, as half of a line is not."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

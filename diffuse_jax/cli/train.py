@@ -10,13 +10,14 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffuse_jax.checkpoints import Checkpoints
+from diffuse_jax.checkpoints import CheckpointError, Checkpoints
 from diffuse_jax.cli.distributed import check_same, check_shared, first, from_first, together
 from diffuse_jax.cli.resources import check_disk, check_training, check_writable, device_bytes
 from diffuse_jax.cli.run import labels_in_turn, picture, sampler, to_data, workdir_of
@@ -47,7 +48,8 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     if args.dry_run:
         return together(lambda: _dry_run(config, mesh) if first() else 0)
     workdir = together(lambda: workdir_of(args))
-    together(lambda: check_writable(workdir))
+    for folder in (workdir, *(workdir / name for name in (CHECKPOINTS, "grids", "tensorboard"))):
+        together(partial(check_writable, folder))
     dataset, experiment = together(lambda: _data_and_experiment(config, workdir))
     together(lambda: check_training(experiment, mesh))
     check_same("data set", f"{experiment.data} {len(dataset.train)} {len(dataset.test)}")
@@ -165,7 +167,12 @@ def _start(experiment: Experiment, kept: Checkpoints, mesh: Mesh) -> TrainState:
     if (step := from_first(-1 if latest is None else latest)) < 0:
         return make_state(experiment.create_state, mesh)
     abstract = jax.eval_shape(experiment.create_state)
-    return kept.restore(abstract, step, state_sharding(mesh, abstract))
+    state: TrainState = kept.restore(abstract, step, state_sharding(mesh, abstract))
+    if int(state.step) != step:
+        raise CheckpointError(
+            f"{kept.directory / str(step)} holds step {int(state.step)}: give the folder that name again"
+        )
+    return state
 
 
 def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh) -> GridDrawer:

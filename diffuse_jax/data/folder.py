@@ -70,6 +70,8 @@ def image_files(root: Path) -> list[Path]:
     """
     found = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
     images = [p for p in found if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
+    if strange := [p for p in images if p.exists() and not p.is_file()]:
+        raise DataError(f"{strange[0]} is no regular file, and would never be read to its end: move it away")
     if not images:
         raise DataError(
             f"the folder {root} holds no images: files ending in {' '.join(EXTENSIONS)} are read, at any depth"

@@ -103,7 +103,7 @@ def test_a_run_without_a_checkpoint_and_one_of_imported_weights_are_shown(tmp_pa
     ("argv", "words"),
     [
         ([], "show: error: the following arguments are required: --workdir"),
-        (["--workdir={}/none"], "none holds no run: train one there first"),
+        (["--workdir={}/none"], "none holds no run of diffuse_jax: train one there"),
         (["--workdir={}/file"], "file is a file: give a folder"),
         (["--workdir={}", "--steps=3"], "show takes --workdir alone, not --steps=3"),
     ],

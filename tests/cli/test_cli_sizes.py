@@ -49,7 +49,7 @@ def test_samples_that_memory_cannot_hold_are_refused(toy_run, monkeypatch, capsy
 
 
 def test_files_that_are_written_as_they_are_drawn_need_the_memory_of_a_chunk(toy_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffuse_jax._memory.available_memory", lambda: 2 * 16 * 4 * 2)
+    monkeypatch.setattr("diffuse_jax._memory.available_memory", lambda: 2 * 2 * 16 * 4)
     assert run("sample", f"--workdir={toy_run}", "--num=40", "--format=shards") == 0
     rows = [np.load(path)["samples"] for path in sorted((toy_run / "samples").glob("*.npz"))]
     assert np.isfinite(np.concatenate(rows)).all() and sum(map(len, rows)) == 40
