@@ -74,21 +74,21 @@ def check_first_time(t_min: Any, sde: SDE) -> None:
             raise ValueError(f"t_min={t_min} must be above 0: the process has no noise there, and so no score")
 
 
-def check_tolerances(rtol: Any, atol: Any, max_evaluations: int) -> None:
+def check_tolerances(where: str, rtol: Any, atol: Any, max_evaluations: int) -> None:
     """ValueError unless both tolerances are finite and not negative, one of them is positive, and the evaluations
     suffice for a step of Dormand-Prince."""
-    check_not_negative(rtol=rtol, atol=atol)
+    check_not_negative(where, rtol=rtol, atol=atol)
     if isinstance(rtol, Real) and isinstance(atol, Real) and rtol == atol == 0:
-        raise ValueError("rtol=0 and atol=0: one of them must be positive")
+        raise ValueError(f"{where}: rtol=0 and atol=0: one of them must be positive")
     if max_evaluations < 7:
-        raise ValueError(f"max_evaluations={max_evaluations} must be at least 7: one step takes that many")
+        raise ValueError(f"{where}: max_evaluations={max_evaluations} must be at least 7: one step takes that many")
 
 
-def check_not_negative(**numbers: Any) -> None:
-    """ValueError for a number that is negative, infinite or NaN."""
+def check_not_negative(where: str, **numbers: Any) -> None:
+    """ValueError, which begins with `where`, for a number that is negative, infinite or NaN."""
     for name, value in numbers.items():
         if isinstance(value, Real) and not 0 <= float(value) < math.inf:
-            raise ValueError(f"{name}={value} must be at least 0 and finite")
+            raise ValueError(f"{where}: {name}={value} must be at least 0 and finite")
 
 
 def _shown(value: Any) -> str:

@@ -139,7 +139,7 @@ def log_prob(
         raise ValueError(f"probes={probes}: at least 1 is needed, and 2 for a standard error")
     check_denoiser(denoise)
     check_first_time(t_min, denoise.sde)
-    check_tolerances(rtol, atol, max_evaluations)
+    check_tolerances("log_prob", rtol, atol, max_evaluations)
     x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, jnp.float32))
     if keys is not None:

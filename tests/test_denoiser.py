@@ -1,5 +1,6 @@
 """Parameterizations, denoisers and the closed-form oracles against each other and against automatic differentiation."""
 
+import re
 from typing import Any
 
 import chex
@@ -439,3 +440,18 @@ def test_one_time_for_all_is_that_time_for_each(make: Any) -> None:
     x = jnp.asarray(X[:, : oracle.shape[0]])
     both = jax.jit(lambda x: (oracle(x, 0.3), oracle(x, jnp.full(5, 0.3))))(x)
     chex.assert_trees_all_close(*both, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 2), (2,), (3, 2, 1), ()])
+def test_an_output_that_is_not_shaped_like_x_is_refused_and_not_broadcast(shape: tuple[int, ...]) -> None:
+    x, t, sde = jnp.ones((3, 2)), jnp.full(3, 0.5), VP()
+    message = rf"has shape {re.escape(str(shape))} for x of shape \(3, 2\): it must be shaped like x"
+    score = from_score(sde, lambda x, t: jnp.ones(shape))
+    network = NetworkDenoiser(sde, None, lambda params, x, t: jnp.ones(shape))
+    for denoise in (score, network):
+        with pytest.raises(ValueError, match=message):
+            denoise(x, t)
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(denoise, x, t)
+    with pytest.raises(ValueError, match=message):
+        network.eps_error(x, x, t)

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", 2, "how many samples (default: config.evaluation.num_samples)"),
         ("likelihood", 1, "how many held-out rows (default: all)"),
     ):
-        made[name].add_argument("--num", type=_integer(least), metavar="N", help=text)
+        made[name].add_argument("--num", type=_integer(least, 2**31), metavar="N", help=text)
     for name in ("sample", "evaluate"):
         made[name].add_argument(
             "--solver", metavar="NAME", help="the solver, one of those below (default: config.sampling.solver)"
@@ -142,7 +142,7 @@ def _add_processes(group: Any) -> None:
     group.add_argument("--distributed", action="store_true", help="let JAX find the three: on SLURM, on a TPU pod")
     group.add_argument(
         "--timeout",
-        type=_integer(1),
+        type=_integer(1, 10**6),
         default=100,
         metavar="S",
         help="seconds to wait for the others, at the start and for a sign of life (default: 100)",

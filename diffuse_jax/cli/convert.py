@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffuse_jax.checkpoints import Checkpoints
-from diffuse_jax.cli.run import check_file, check_writable, free_name, open_run, workdir_of
+from diffuse_jax.cli.resources import check_file, check_writable
+from diffuse_jax.cli.run import free_name, open_run, workdir_of
 from diffuse_jax.config import ConfigError, describe, read
 from diffuse_jax.config.foreign_options import score_sde_options
 from diffuse_jax.config.imported import Imported, of_experiment, of_options, program_of

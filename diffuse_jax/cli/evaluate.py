@@ -9,6 +9,7 @@ import numpy as np
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.distributed import first, together
+from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, sampler, to_data
 from diffuse_jax.config import load_data
 from diffuse_jax.config.solvers import choose
@@ -26,6 +27,8 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     run = open_run(args, overrides)
     dataset = together(lambda: _with_test_part(run, 2))
     config = run.experiment.config
+    n = args.num or config.evaluation.num_samples
+    together(lambda: check_samples(run.experiment, n, "--num" if args.num else "config.evaluation.num_samples"))
     loss, loss_error = mean_and_error(
         HeldoutLoss(
             run.experiment.heldout_loss,
@@ -38,7 +41,6 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     found = _likelihoods(run, dataset, config.evaluation.num_likelihood, args.seed)
     bits, bits_error = mean_and_error(found.bits_per_dim)
-    n = args.num or config.evaluation.num_samples
     drawn = sampler(run.experiment, run.mesh)(
         run.experiment.sampling_denoiser(run.denoise.params),
         seed=args.seed,

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from jax.sharding import Mesh
 
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.distributed import check_same, check_shared, from_first, together
+from diffuse_jax.cli.resources import check_file, check_writable
 from diffuse_jax.config import ConfigError, Experiment, build, override, read
 from diffuse_jax.config.run import CHECKPOINTS, check_fits, read_run, restore
 from diffuse_jax.data import to_uint8
@@ -25,8 +25,6 @@ from diffuse_jax.training import make_mesh, replicated
 __all__ = [
     "TrainedRun",
     "as_asked",
-    "check_file",
-    "check_writable",
     "free_name",
     "labels_in_turn",
     "open_run",
@@ -61,17 +59,6 @@ def workdir_of(args: argparse.Namespace) -> pathlib.Path:
     return pathlib.Path(name)
 
 
-def check_writable(folder: pathlib.Path) -> None:
-    """ConfigError where no file can be written in a folder, or the folder cannot be made; known before an hour is spent
-    on what would go there. Nothing is left behind."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    try:
-        with tempfile.NamedTemporaryFile(dir=there, prefix=".writable.") as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be written to: {error.strerror}") from error
-
-
 def open_run(
     args: argparse.Namespace,
     overrides: Sequence[str],
@@ -84,8 +71,8 @@ def open_run(
     its parameters are loaded; its data are not looked at."""
     workdir = together(lambda: workdir_of(args))
     experiment, step = together(lambda: _experiment(args, overrides, workdir))
-    together(lambda: check(experiment))
     together(lambda: check_writable(output or workdir))
+    together(lambda: check(experiment))
     check_same("experiment", json.dumps(experiment.config.to_dict(), default=str))
     check_shared(workdir)
     mesh = make_mesh()
@@ -131,17 +118,6 @@ def to_data(experiment: Experiment, x: Any) -> np.ndarray:
 def picture(samples: np.ndarray) -> np.ndarray:
     """Samples as one picture: a grid of images; a histogram of points in the plane, or of the first two coordinates."""
     return image_grid(samples) if samples.ndim == 4 else scatter_picture(samples[:, :2])
-
-
-def check_file(name: str | os.PathLike[str]) -> pathlib.Path:
-    """The path of a file that can be written: ConfigError for what exists and is no file, as a folder is, and for what
-    would lie in a file."""
-    path = pathlib.Path(name)
-    if above := [folder for folder in path.parents if folder.is_file()]:
-        raise ConfigError(f"{path} would lie in {above[0]}, which is a file: give another name")
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}: give the name of a file")
-    return path
 
 
 def free_name(path: pathlib.Path) -> pathlib.Path:

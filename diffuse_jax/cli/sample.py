@@ -10,6 +10,7 @@ import numpy as np
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.distributed import first, together
+from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.cli.run import TrainedRun, free_name, open_run, picture, sampler, to_data
 from diffuse_jax.cli.sample_files import sample_files
 from diffuse_jax.config import ConfigError
@@ -29,6 +30,9 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     run = open_run(args, overrides)
     n = args.num or run.experiment.config.sampling.num
     classes = together(lambda: _classes(run, args, n))
+    # Of files that are written as they are drawn no more than a chunk is held.
+    held = n if args.format == "npz" else min(n, run.experiment.config.sampling.batch_size)
+    together(lambda: check_samples(run.experiment, held, "--num"))
     if args.format == "npz":
         _one_file(args, run, n, None if classes is None else classes(np.arange(args.first, args.first + n)))
     else:

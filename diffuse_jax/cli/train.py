@@ -8,7 +8,6 @@ import math
 import os
 import pathlib
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +18,8 @@ from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.distributed import check_same, check_shared, first, from_first, together
-from diffuse_jax.cli.run import check_writable, labels_in_turn, picture, sampler, to_data, workdir_of
+from diffuse_jax.cli.resources import check_disk, check_training, check_writable, device_bytes
+from diffuse_jax.cli.run import labels_in_turn, picture, sampler, to_data, workdir_of
 from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, override, read
 from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, read_run, write_run
 from diffuse_jax.data import TOYS, Batches, Dataset, prefetch
@@ -49,13 +49,14 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     workdir = together(lambda: workdir_of(args))
     together(lambda: check_writable(workdir))
     dataset, experiment = together(lambda: _data_and_experiment(config, workdir))
+    together(lambda: check_training(experiment, mesh))
     check_same("data set", f"{experiment.data} {len(dataset.train)} {len(dataset.test)}")
     with contextlib.ExitStack() as held:
         together(lambda: held.enter_context(_prepared(experiment, dataset, workdir)) if first() else None)
         check_shared(workdir)
         c = config.training
         kept = held.enter_context(Checkpoints(workdir / CHECKPOINTS, keep=c.keep, keep_every=c.keep_every or None))
-        together(lambda: _check_space(experiment, kept) if first() else None)
+        together(lambda: check_disk(experiment, kept) if first() else None)
         return _run(experiment, dataset, workdir, kept, mesh)
 
 
@@ -92,27 +93,6 @@ def _prepared(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path) -
                 )
         write_run(workdir, config, experiment.data, len(dataset.train))
         yield
-
-
-def _check_space(experiment: Experiment, kept: Checkpoints) -> None:
-    """ConfigError where the disk has no room for the checkpoints to come.
-
-    One more than is kept must fit, for an old one is removed when the new one is whole; what is there already, of a run
-    that goes on, has its room. Of `keep_every` only what `keep` holds is counted: those may be moved away meanwhile.
-    """
-    c, there = experiment.config.training, kept.steps()
-    saves = math.ceil((c.steps - (there[-1] if there else 0)) / c.checkpoint_every)
-    old = min(len(there), c.keep)
-    more = min(old + saves, c.keep + 1) - old
-    state = jax.eval_shape(experiment.create_state)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    free = shutil.disk_usage(kept.directory).free
-    if free < more * size:
-        raise ConfigError(
-            f"the disk of {kept.directory} has {free / 2**20:.1f} MiB free, and checkpoints need "
-            f"{more * size / 2**20:.1f} MiB more ({more} of {size / 2**20:.1f} MiB): free some, or give a smaller "
-            "config.training.keep or another --workdir"
-        )
 
 
 def _config(args: argparse.Namespace, overrides: Sequence[str]) -> ConfigDict:
@@ -247,11 +227,11 @@ def _dry_run(config: ConfigDict, mesh: Mesh) -> int:
     batch = config.training.batch_size * math.prod(shape) * 4
     print(f"data         {config.data.source}, rows of shape {shape}{_about_source(config.data.source)}")
     print(f"parameters   {param_count(experiment.params):,}")
-    print(f"state        {_size(state, sharding)} on each device: parameters, average and the optimizer's two moments")
-    print(f"gradients    {_size(state.params, sharding.params)} on each device")
+    print(f"state        {_mib(state, sharding)} on each device: parameters, average and the optimizer's two moments")
+    print(f"gradients    {_mib(state.params, sharding.params)} on each device")
     if mesh.shape["fsdp"] > 1:
         whole = jax.tree.map(lambda _: replicated(mesh), state.params)
-        print(f"gathered     {_size(state.params, whole)} on each device: the parameters in use")
+        print(f"gathered     {_mib(state.params, whole)} on each device: the parameters in use")
     print(f"batch        {batch / 2**20:.1f} MiB in float32 over {mesh.size} devices; activations come on top")
     return 0
 
@@ -263,8 +243,5 @@ def _about_source(source: str) -> str:
     return f"\nnote         there is no file or folder {source} here: training needs it"
 
 
-def _size(tree: Any, sharding: Any) -> str:
-    """What one device holds of a tree."""
-    shapes = jax.tree.map(lambda leaf, placed: math.prod(placed.shard_shape(leaf.shape)), tree, sharding)
-    sizes = jax.tree.map(lambda leaf, count: count * leaf.dtype.itemsize, tree, shapes)
-    return f"{sum(jax.tree.leaves(sizes)) / 2**20:.1f} MiB"
+def _mib(tree: Any, sharding: Any) -> str:
+    return f"{device_bytes(tree, sharding) / 2**20:.1f} MiB"

@@ -199,7 +199,7 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     net = _network(config, data)
     parameterization = _parameterization(config, sde)
     _check_label(config)
-    params = _parameter_shapes(net, parameterization, data)
+    params = _parameter_shapes(config.model.name, net, parameterization, data)
     loss, heldout_loss = objectives(config, sde, net, parameterization, data.shape, data.levels)
     return Experiment(
         config=config,
@@ -354,7 +354,7 @@ def _sampling_net(config: ConfigDict, net: LinenNet) -> LinenNet:
     return LinenNet(net.module.clone(dtype=dtype))
 
 
-def _parameter_shapes(net: LinenNet, parameterization: Parameterization, data: DataInfo) -> Any:
+def _parameter_shapes(name: str, net: LinenNet, parameterization: Parameterization, data: DataInfo) -> Any:
     """The shapes of the network's parameters. ConfigError where it cannot be made for such data, or returns arrays of
     another shape."""
 
@@ -368,7 +368,7 @@ def _parameter_shapes(net: LinenNet, parameterization: Parameterization, data: D
         raise ConfigError(f"config.model does not fit data of shape {data.shape}: {_line(error)}") from error
     if getattr(output, "shape", None) != (1, *data.shape):
         raise ConfigError(
-            f"config.model.name={type(net.module).__name__!r} does not fit data of shape {data.shape}: for x of shape "
+            f"config.model.name={name!r} does not fit data of shape {data.shape}: for x of shape "
             f"{(1, *data.shape)} it returns {getattr(output, 'shape', type(output).__name__)}, and must return an "
             "array shaped like x"
         )

@@ -82,7 +82,7 @@ def transport(
     Raises ValueError for a bound of fewer than 7 evaluations, which one step takes, and for a denoiser that cannot be
     called with one sample.
     """
-    check_tolerances(rtol, atol, max_evaluations)
+    check_tolerances("transport", rtol, atol, max_evaluations)
     denoise, cond = unbind(denoise, cond)
     x = x.astype(jnp.result_type(x, jnp.float32))
     t, s = jnp.asarray(t, x.dtype), jnp.asarray(s, x.dtype)
@@ -120,7 +120,7 @@ class AdaptiveMemory(NamedTuple):
 def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_evaluations: int = 25_000) -> Solver:
     """`transport` over each interval of the grid; up the grid too, from data to latents. A sample that meets the bound
     in an interval becomes NaN and is marked in the memory (`AdaptiveMemory`)."""
-    check_tolerances(rtol, atol, max_evaluations)
+    check_tolerances("adaptive", rtol, atol, max_evaluations)
     return Solver(step=Partial(_adaptive, Static(max_evaluations), rtol, atol), init=_nothing_yet, count=_evaluations)
 
 

@@ -83,7 +83,7 @@ def edm(
     Order 2 without churn, weak order 2 with it: churn is exact in law where noise_scale = 1. σ̂ stays at or below σ̃ at
     T, the last that the process has. Raises ValueError for a negative churn or levels that do not ascend.
     """
-    check_not_negative(churn=churn, churn_min=churn_min, noise_scale=noise_scale)
+    check_not_negative("edm", churn=churn, churn_min=churn_min, noise_scale=noise_scale)
     if isinstance(churn_min, Real) and isinstance(churn_max, Real) and not churn_min <= churn_max:
         raise ValueError(f"edm: churn_min={churn_min} must not be above churn_max={churn_max}")
     if isinstance(churn, Real) and churn == 0:

@@ -33,7 +33,7 @@ def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solv
         raise ValueError(f"langevin: norm={norm!r} must be None or 'batch'")
     if steps < 1:
         raise ValueError(f"langevin: steps={steps} must be at least 1")
-    check_not_negative(snr=snr)
+    check_not_negative("langevin", snr=snr)
     return Solver(step=Partial(_langevin, _Form(rules[norm], steps), snr), evaluations=steps)
 
 
@@ -52,7 +52,7 @@ def annealed_langevin(
         raise ValueError(f"annealed_langevin: version={version!r} must be 1 (NCSN) or 2 (NCSNv2)")
     if steps < 1:
         raise ValueError(f"annealed_langevin: steps={steps} must be at least 1")
-    check_not_negative(epsilon=epsilon)
+    check_not_negative("annealed_langevin", epsilon=epsilon)
     scale = epsilon if version == 2 else epsilon / 2
     return Solver(
         step=Partial(_annealed, _Form(_annealed_rule, steps), scale),

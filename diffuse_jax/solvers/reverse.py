@@ -30,7 +30,7 @@ def euler_maruyama(kappa: float = 1.0) -> Solver:
 
     The actual spacing of the grid is used; steps must be short against 1/g².
     """
-    check_not_negative(kappa=kappa)
+    check_not_negative("euler_maruyama", kappa=kappa)
     if isinstance(kappa, Real) and kappa == 0:
         return Solver(step=_euler, order=1, evaluations=1)
     return Solver(step=Partial(_euler_maruyama, kappa), weak_order=1, evaluations=1)
@@ -58,7 +58,7 @@ def euler_in_sigma(kappa: float = 1.0) -> Solver:
     """x_mean = (α_s/α_t)·x + (1 + κ²)·α_s·(σ̃_s − σ̃_t)·eps, x = x_mean + κ·α_s·√(σ̃_t² − σ̃_s²)·z: the same family in x/α
     and the clock σ̃ = σ/α, d(x/α) = (1 + κ²)·eps·dσ̃ + κ·√(2σ̃)·dw, by Euler's rule with the noise of the whole step.
     DDIM at κ = 0. Order 1, or weak order 1 with noise; steps may be long."""
-    check_not_negative(kappa=kappa)
+    check_not_negative("euler_in_sigma", kappa=kappa)
     if isinstance(kappa, Real) and kappa == 0:
         return ddim()
     return Solver(step=Partial(_euler_in_sigma, kappa), weak_order=1, evaluations=1)

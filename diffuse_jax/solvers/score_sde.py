@@ -54,7 +54,7 @@ def score_sde(
     which is ancestral steps and correctors for "euler" and ancestral steps of the flow; for euler_maruyama on a table;
     and when it begins, for another process, for N so small that a β_i ≥ 1, and for an N that is not the table's.
     """
-    check_not_negative(snr=snr)
+    check_not_negative("score_sde", snr=snr)
     _refuse(predictor, corrector, discretization, steps, probability_flow)
     form = _Form(_DISCRETIZATIONS[discretization][1], steps, probability_flow)
     step = Partial(_PREDICTORS[predictor], form)

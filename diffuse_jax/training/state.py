@@ -57,7 +57,7 @@ def adam(
     `eps` that is not positive, a negative warm-up or weight decay, b1 or b2 outside of [0, 1), another `decay`, one
     without `steps` ≥ 1, and on NaN.
     """
-    check_not_negative(warmup=warmup, weight_decay=weight_decay)
+    check_not_negative("adam", warmup=warmup, weight_decay=weight_decay)
     if clip is not None and math.isnan(clip):
         raise ValueError(f"clip = {clip} must be a number")
     for name, value in (("learning_rate", learning_rate), ("eps", eps)):

@@ -49,6 +49,16 @@ class ExactNormal(nn.Module):
         return eps.astype(jnp.float32) + 0 * self.param("unused", nn.initializers.zeros, (1,))
 
 
+class Features(nn.Module):
+    """A layer of so many features, whatever x has."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, cond: Any = None, *, train: bool) -> jax.Array:
+        return nn.Dense(self.features)(x)
+
+
 class ClassConstant(nn.Module):
     """x0 = (2·label − 9)/18 in every pixel, given parameterization "x0"."""
 

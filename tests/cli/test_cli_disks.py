@@ -14,7 +14,7 @@ from cli_models import TINY, run
 import diffuse_jax
 from diffuse_jax.checkpoints import Checkpoints
 
-SPACE = "diffuse_jax.cli.train.shutil.disk_usage"
+SPACE = "diffuse_jax.cli.resources.shutil.disk_usage"
 
 
 def lines(capfd, *argv, status=2):

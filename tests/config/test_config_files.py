@@ -1,5 +1,7 @@
 """Experiment files: each one builds, a name finds it, an override takes effect, and what was recorded comes back."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,18 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from diffuse_jax.config import ConfigError, base, build, describe, experiments, network, override, read, resolve
+from diffuse_jax.config import (
+    ConfigError,
+    DataInfo,
+    base,
+    build,
+    describe,
+    experiments,
+    network,
+    override,
+    read,
+    resolve,
+)
 from diffuse_jax.config.run import check_fits, read_run, write_run
 from diffuse_jax.nets import param_count
 from diffuse_jax.training import train_step
@@ -164,6 +177,20 @@ SUITED = [
     ("ddpm", "x0", "nearest_index"),
     ("smld", "score", "reversed_index"),
 ]
+
+
+@pytest.mark.parametrize("features", [1, 2, 5])
+def test_a_network_whose_output_has_another_shape_than_the_data_is_refused_when_it_is_built(features, monkeypatch):
+    monkeypatch.syspath_prepend(pathlib.Path(__file__).parents[1] / "cli")
+    config = read("toy2d")
+    config.unlock()
+    config.model = ConfigDict({"name": "cli_models:Features", "features": features})
+    if features == 2:
+        assert build(config, DataInfo((2,), None, None)).data.shape == (2,)
+    else:
+        message = rf"config\.model\.name='cli_models:Features' .*\(1, 2\) it returns \(1, {features}\)"
+        with pytest.raises(ConfigError, match=message):
+            build(config, DataInfo((2,), None, None))
 
 
 def test_every_process_with_what_suits_it_takes_a_step_of_training_that_changes_its_parameters():

@@ -357,8 +357,8 @@ REFUSED: dict[str, Callable[[], Solver]] = {
     "sde_dpm_solver: order=4 must be one of 1, 2, 3": lambda: solvers.sde_dpm_solver(4),
     "sde_dpm_solver: form='heun' must be one of 'midpoint', 'taylor'": lambda: solvers.sde_dpm_solver(form="heun"),
     "sde_dpm_solver: legacy is 3M as published: order=3, not order=2": lambda: solvers.sde_dpm_solver(2, legacy=True),
-    "sde_dpm_solver: eta=-0.5 must be at least 0": lambda: solvers.sde_dpm_solver(2, -0.5),
-    "stochastic_runge_kutta: eta=-0.5 must be at least 0": lambda: solvers.stochastic_runge_kutta(-0.5),
+    "sde_dpm_solver: eta=-0.5 must be at least 0 and finite": lambda: solvers.sde_dpm_solver(2, -0.5),
+    "stochastic_runge_kutta: eta=-0.5 must be at least 0 and finite": lambda: solvers.stochastic_runge_kutta(-0.5),
     "edm: churn_min=2.0 must not be above churn_max=1.0": lambda: solvers.edm(1.0, 2.0, 1.0),
     "adaptive: max_evaluations=6 must be at least 7: one step takes that many": (
         lambda: solvers.adaptive(max_evaluations=6)
@@ -366,8 +366,8 @@ REFUSED: dict[str, Callable[[], Solver]] = {
     "predictor_corrector: the predictor begins with 2 evaluations, before the corrector has moved x: give a multistep "
     "predictor start=1": lambda: solvers.predictor_corrector(solvers.unipc(3), solvers.langevin()),
     "ddim: eta=1.2 must lie in [0, 1]": lambda: solvers.ddim(1.2),
-    "langevin: snr=-1.0 must be at least 0": lambda: solvers.langevin(-1.0),
-    "sde_dpm_solver: eta=None must be at least 0": lambda: solvers.sde_dpm_solver(2, None),
+    "langevin: snr=-1.0 must be at least 0 and finite": lambda: solvers.langevin(-1.0),
+    "sde_dpm_solver: eta=None must be at least 0 and finite": lambda: solvers.sde_dpm_solver(2, None),
     "unipc: order=2.0 must be one of 1, 2, 3": lambda: solvers.unipc(2.0),
     "ipndm: order=5 must be one of 1, 2, 3, 4": lambda: solvers.ipndm(5),
     "deis: order=5 must be one of 1, 2, 3, 4": lambda: solvers.deis(5),
@@ -375,7 +375,7 @@ REFUSED: dict[str, Callable[[], Solver]] = {
     "unipc: order=4 must be one of 1, 2, 3": lambda: solvers.unipc(4),
     "unipc: start=3 must be one of 1, 2": lambda: solvers.unipc(2, start=3),
     "unipc: b='bh3' must be one of 'bh1', 'bh2'": lambda: solvers.unipc(2, "bh3"),
-    "edm: churn=-1.0 must be at least 0": lambda: solvers.edm(-1.0),
+    "edm: churn=-1.0 must be at least 0 and finite": lambda: solvers.edm(-1.0),
     "ancestral: variance='large' must be one of 'posterior', 'beta'": lambda: solvers.ancestral("large"),
     "langevin: norm='sample' must be None or 'batch'": lambda: solvers.langevin(norm="sample"),
     "langevin: steps=0 must be at least 1": lambda: solvers.langevin(steps=0),

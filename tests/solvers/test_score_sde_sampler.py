@@ -316,7 +316,7 @@ def test_a_step_size_can_be_traced_and_equal_solvers_compile_once() -> None:
     ],
 )
 def test_what_score_sde_has_not_is_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=f"score_sde: .*{re.escape(message)}"):
         solvers.score_sde(**arguments)
 
 
