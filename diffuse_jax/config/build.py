@@ -20,7 +20,7 @@ from diffuse_jax import parameterizations
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.config.objectives import objectives
-from diffuse_jax.config.schema import NETWORKS
+from diffuse_jax.config.schema import NETWORKS, base
 from diffuse_jax.config.solvers import SamplingPlan, choose, sampling_plan
 from diffuse_jax.data import TOYS, DataError, Dataset, load_dataset
 from diffuse_jax.data.augment import AUGMENT_DIM
@@ -243,8 +243,10 @@ def _check_ends(config: ConfigDict, sde: SDE) -> None:
     alpha, sigma = np.asarray(sde.alpha(ends)), np.asarray(sde.sigma(ends))
     whole = np.isfinite([alpha, sigma]).all() and min(alpha.min(), sigma.min()) > 0
     if not (whole and sigma[0] * alpha[1] < sigma[1] * alpha[0]):
+        defaults = base().sde
+        own = ", ".join(f"{field}={value!r}" for field, value in config.items() if value != defaults.get(field))
         raise ConfigError(
-            f"config.sde.name={config.name!r} with these values goes from α={alpha[0]:.4g}, σ={sigma[0]:.4g} to "
+            f"config.sde with {own or 'these values'} goes from α={alpha[0]:.4g}, σ={sigma[0]:.4g} to "
             f"α={alpha[1]:.4g}, σ={sigma[1]:.4g} in float32: both must be above 0 and finite, and σ/α must grow"
         )
 

@@ -10,8 +10,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from diffuse_jax._fields import TEXT, check_fields
 from diffuse_jax.config.errors import ConfigError
-from diffuse_jax.config.schema import base
+from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
 from diffuse_jax.config.solvers import settle
 
 __all__ = ["experiments", "override", "read", "resolve"]
@@ -64,11 +65,29 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config(argument) if argument else module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file may raise anything, and may end the program
         raise ConfigError(f"--config={name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={name}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    _check_fields(config, f"--config={name}: config")
     return override(config, overrides)
+
+
+def _check_fields(config: ConfigDict, where: str) -> None:
+    """ConfigError, in one line that begins with `where`, unless a config has the fields of `base()` by name and type; a
+    network or process of one's own ("module:name") has what fields it likes."""
+    given, defaults = config.to_dict(), base()
+    check_fields(given, field_kinds(defaults), where, ConfigError, wanted=defaults)
+    for section in (name for name, content in defaults.items() if isinstance(content, ConfigDict)):
+        place, fields, own = f"{where}.{section}", defaults[section], section in ("model", "sde")
+        check_fields(given[section], {"name": TEXT} if own else {}, place, ConfigError, wanted=("name",) if own else ())
+        name = given[section]["name"] if own else ""
+        if ":" in name or (section == "model" and name not in NETWORKS):
+            continue  # a network that there is not is refused by that name where it would be made
+        fields = network(name) if section == "model" else fields
+        check_fields(given[section], field_kinds(fields), place, ConfigError, wanted=fields)
+        if unknown := [field for field in given[section] if field not in fields]:
+            raise ConfigError(f"{place} has no field {unknown[0]!r}{_suggestion(unknown[0], fields)}")
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
@@ -111,8 +130,8 @@ def _empties(argument: str) -> bool:
     """Whether it is "--config.section.field=None" for a field that is empty by default."""
     path, _, value = argument.removeprefix("--config.").partition("=")
     section, _, name = path.partition(".")
-    defaults = base()
-    return value == "None" and name in defaults.get(section, ()) and defaults[section][name] is None
+    fields = base().get(section)
+    return value == "None" and isinstance(fields, ConfigDict) and name in fields and fields[name] is None
 
 
 def _one_line(config: ConfigDict, overrides: Sequence[str], error: Exception) -> str:

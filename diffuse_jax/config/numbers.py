@@ -127,8 +127,7 @@ def check_numbers(config: ConfigDict) -> None:
     up. A process or a network of one's own ("module:name") checks the fields of its section itself."""
     for field, value in _numbers(config):
         allowed = _OF_NETWORKS if field.startswith("model.") else RANGES[field]
-        entries = value if isinstance(value, tuple) else (value,)
-        if not all(entry in allowed for entry in entries):
+        if not all(_is_number(entry) and entry in allowed for entry in _flat(value)):
             raise ConfigError(f"config.{field}={value} must be {allowed}")
     k = config.training.steps_per_call
     for name in _CADENCES:
@@ -152,8 +151,14 @@ def _numbers(config: ConfigDict) -> Iterator[tuple[str, Any]]:
             prefix = f"{section}."
         for name, value in content.items():
             entries = _flat(value)
-            if entries and all(isinstance(entry, (int, float)) and not isinstance(entry, bool) for entry in entries):
-                yield f"{prefix}{name}", tuple(entries) if isinstance(value, tuple) else value
+            # Of a network, what is no number it refuses itself.
+            if f"{prefix}{name}" in RANGES or (prefix == "model." and entries and all(map(_is_number, entries))):
+                if value is not None:
+                    yield f"{prefix}{name}", value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _flat(value: Any) -> list[Any]:
