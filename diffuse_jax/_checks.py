@@ -1,7 +1,7 @@
 """What callers of the library get wrong, said at once by the name of the argument. Traced values are not looked at."""
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -11,10 +11,14 @@ import numpy as np
 from diffuse_jax.sde import SDE
 
 __all__ = [
+    "check_batched",
     "check_denoiser",
     "check_first_time",
     "check_keys",
+    "check_levels",
     "check_not_negative",
+    "check_process",
+    "check_seed",
     "check_solver",
     "check_times",
     "check_tolerances",
@@ -23,7 +27,7 @@ __all__ = [
 
 def check_keys(keys: Any, n: int | None = None) -> None:
     """TypeError unless `keys` is an array of random keys; ValueError unless one a sample, n of them where known."""
-    shape, dtype = jnp.shape(keys), getattr(keys, "dtype", None)
+    shape, dtype = getattr(keys, "shape", ()), getattr(keys, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed and (dtype != np.uint32 or shape[-1:] != (2,)):
         raise TypeError(f"keys={_shown(keys)} must be an array of keys, one a sample: sample_keys(seed, first, n)")
@@ -33,9 +37,41 @@ def check_keys(keys: Any, n: int | None = None) -> None:
         raise ValueError(f"keys of shape {shape} must have shape {wanted}: sample_keys(seed, first, n)")
 
 
+def check_seed(seed: Any, n: Any) -> None:
+    """TypeError unless `seed` is an integer or a key; ValueError unless `n` is a whole number, not negative."""
+    dtype = getattr(seed, "dtype", None)
+    kinds = (np.integer, jax.dtypes.prng_key)
+    known = isinstance(seed, Integral) if dtype is None else any(jnp.issubdtype(dtype, kind) for kind in kinds)
+    if not known:
+        raise TypeError(f"seed={_shown(seed)} must be an integer, or a key of jax.random.key")
+    if not isinstance(n, Integral) or n < 0:
+        raise ValueError(f"n={n!r} must be a whole number of samples")
+
+
+def check_process(sde: Any) -> None:
+    """TypeError unless `sde` is a process, and not its class."""
+    if not isinstance(sde, SDE):
+        instead = "call it, as in VP()" if isinstance(sde, type) else "give one, such as VP()"
+        raise TypeError(f"sde={_shown(sde)} is no process: {instead}")
+
+
+def check_batched(x: Any) -> None:
+    """ValueError unless `x` has an axis of samples."""
+    if np.ndim(x) < 1:
+        raise ValueError(f"x={_shown(x)} must have shape (batch, …)")
+
+
+def check_levels(levels: Any, range: tuple[float, float]) -> None:
+    """ValueError unless there are two levels or more, and the range ascends."""
+    if not isinstance(levels, Integral) or levels < 2:
+        raise ValueError(f"levels={levels} must be an integer of at least 2: the number of values of an entry")
+    if not range[0] < range[1]:
+        raise ValueError(f"range={range} must be the smallest and the largest of the values")
+
+
 def check_denoiser(denoise: Any) -> None:
     """TypeError unless `denoise` can be called and has a process."""
-    if not callable(denoise) or not hasattr(denoise, "sde"):
+    if not callable(denoise) or not isinstance(getattr(denoise, "sde", None), SDE):
         raise TypeError(
             f"denoise={_shown(denoise)} must be a denoiser, which has a process `sde` and is called with (x, t): "
             "from_score(sde, score), NetworkDenoiser(sde, params, net), or load(workdir)"

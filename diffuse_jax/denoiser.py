@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax import parameterizations
+from diffuse_jax._checks import check_denoiser, check_process
 from diffuse_jax._pytree import pytree, static
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE, Array, expand
@@ -78,6 +79,14 @@ class NetworkDenoiser:
     parameterization: Parameterization = static(default=parameterizations.noise)
     shape: tuple[int, ...] | None = static(default=None)
 
+    def __post_init__(self) -> None:
+        # Of the static parts alone: transformations put into the others what they like.
+        if not callable(self.net):
+            raise TypeError(f"net={self.net!r} must be a function (params, x, label), such as LinenNet(module)")
+        if not isinstance(self.parameterization, Parameterization):
+            given = repr(self.parameterization)
+            raise TypeError(f"parameterization={given} must be a Parameterization, such as parameterizations.noise")
+
     def raw(self, x: Array, t: Any, cond: Any = None, rng: Array | None = None) -> Array:
         """F for x (batch, …) at t, a scalar or (batch,)."""
         label = jnp.broadcast_to(self.parameterization.label(self.sde, t), x.shape[:1])
@@ -118,8 +127,11 @@ def from_score(sde: SDE, score: Callable[..., Array], shape: tuple[int, ...] | N
     of one sample. A call raises ValueError where the score has another shape than x.
 
     A plain function is compared by identity under jit; `jax.tree_util.Partial(function, arrays)` keeps its arrays as
-    leaves.
+    leaves. TypeError for what is no process or no function.
     """
+    check_process(sde)
+    if not callable(score):
+        raise TypeError(f"score={score!r} must be a function of (x, t)")
     return ScoreDenoiser(sde, jax.tree_util.Partial(score), shape)
 
 
@@ -173,8 +185,11 @@ def on_process(denoise: Denoiser, sde: SDE) -> OnProcess:
     its own process at the time of equal log-SNR, but for a factor √(α² + σ²) (2206.00364, §2).
 
     So any solver and grid of one process serves networks of another. Where log-SNR leaves the range of the denoiser's
-    own process it is asked at the end of its time. The result keeps `shape`.
+    own process it is asked at the end of its time. The result keeps `shape`. TypeError for
+    what is no denoiser or no process.
     """
+    check_denoiser(denoise)
+    check_process(sde)
     return OnProcess(denoise, sde)
 
 

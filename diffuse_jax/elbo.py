@@ -17,7 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax._checks import check_denoiser, check_first_time, check_keys, check_times
+from diffuse_jax._checks import (
+    check_batched,
+    check_denoiser,
+    check_first_time,
+    check_keys,
+    check_levels,
+    check_times,
+)
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.losses import stratify
 from diffuse_jax.sampling import keyed_noise
@@ -64,7 +71,9 @@ def discrete_reconstruction(levels: int = 256, range: tuple[float, float] = (-1.
     them, with probability ∝ N(z/α; level, σ²/α²) (2107.00630).
 
     The bound is then one on the probability of x, in nats: `nats_to_bits_per_dim(…, levels=None)` turns it into bits.
+    ValueError for less than two levels, and a range that does not ascend.
     """
+    check_levels(levels, range)
     low, high = range
     spacing = (high - low) / (levels - 1)
 
@@ -118,6 +127,7 @@ def elbo(
     check_denoiser(denoise)
     sde = denoise.sde
     check_first_time(t_min, sde)
+    check_batched(x)
     x = jnp.asarray(x)
     check_keys(keys, x.shape[0])
     x = x.astype(jnp.result_type(x, jnp.float32))

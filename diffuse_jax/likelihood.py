@@ -13,7 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax._checks import check_denoiser, check_first_time, check_keys, check_tolerances
+from diffuse_jax._checks import (
+    check_batched,
+    check_denoiser,
+    check_first_time,
+    check_keys,
+    check_levels,
+    check_tolerances,
+)
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
@@ -130,7 +137,7 @@ def log_prob(
         log p in nats, with its error, the latent, the evaluations, and whether they ran out.
 
     Raises:
-        TypeError: For keys or a denoiser that are none.
+        TypeError: For keys, a denoiser or a trace that are none.
         ValueError: For a t_min outside of the process's times, and for tolerances that are no tolerances; where keys
             are missing or not one a row of x, for less than one probe or 7 evaluations, and for a denoiser that cannot
             be called with one sample, because it holds arrays of several that are no `cond`.
@@ -138,8 +145,11 @@ def log_prob(
     if probes < 1:
         raise ValueError(f"probes={probes}: at least 1 is needed, and 2 for a standard error")
     check_denoiser(denoise)
+    if not callable(trace):
+        raise TypeError(f"trace={trace!r} must be a function, such as likelihood.exact_trace")
     check_first_time(t_min, denoise.sde)
     check_tolerances("log_prob", rtol, atol, max_evaluations)
+    check_batched(x)
     x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, jnp.float32))
     if keys is not None:
@@ -237,12 +247,17 @@ def bits_per_dim(
         Bits per dimension (batch,).
 
     Raises:
-        ValueError: For less than one draw, several draws of data that have been dequantized already, and as `log_prob`.
+        TypeError: As `log_prob`.
+        ValueError: For less than one draw, several draws of data that have been dequantized already, less than two
+            levels, a range that does not ascend, and as `log_prob`.
     """
     if draws < 1 or (draws > 1 and dequantization is None):
         raise ValueError(
             f"draws={draws}: at least 1, and only 1 where dequantization=None says that x is drawn already"
         )
+    check_levels(levels, range)
+    check_batched(x)
+    check_keys(keys, jnp.shape(x)[0])
     x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, jnp.float32))
     uniform = functools.partial(jax.random.uniform, shape=x.shape[1:], dtype=x.dtype)

@@ -8,6 +8,7 @@ is itself the weighting that an objective states (`log_normal_times`): then the 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,9 @@ def importance_times(u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Ar
 
 def table_times(u: Array, sde: Any, t_min: float = 1e-5) -> tuple[Array, Array]:
     """Times of a process of a table (`DiscreteVP`, `DiscreteVE`), each entry as probable as another, and their density,
-    1; both (batch,)."""
+    1; both (batch,). TypeError for another process."""
+    if not hasattr(sde, "table_times"):
+        raise TypeError(f"sde={sde!r} must be a process of a table, DiscreteVP or DiscreteVE")
     return sde.table_times()[jnp.minimum((u * sde.N).astype(jnp.int32), sde.N - 1)], jnp.ones_like(u)
 
 
@@ -109,10 +112,12 @@ def log_normal_times(p_mean: float = -1.2, p_std: float = 1.2) -> Callable[..., 
 
     EDM states its objective as an expectation over this law: the draw is the weighting, and nothing is divided by it.
     So the density, relative to that law, is 1. On `sde.EDM()` the truncation to σ in [0.002, 80] leaves out 2e-5 of the
-    law. ValueError unless p_std > 0.
+    law. ValueError unless p_mean is finite and p_std positive and finite.
     """
-    if not p_std > 0:
-        raise ValueError(f"p_std={p_std} must be positive: it is the standard deviation of log(σ/α)")
+    if not math.isfinite(p_mean):
+        raise ValueError(f"p_mean={p_mean} must be finite: it is the mean of log(σ/α)")
+    if not 0 < p_std < math.inf:
+        raise ValueError(f"p_std={p_std} must be positive and finite: it is the standard deviation of log(σ/α)")
     return functools.partial(_log_normal_times, p_mean, p_std)
 
 

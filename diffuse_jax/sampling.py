@@ -13,7 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax._checks import check_denoiser, check_first_time, check_keys, check_solver, check_times
+from diffuse_jax._checks import (
+    check_batched,
+    check_denoiser,
+    check_first_time,
+    check_keys,
+    check_seed,
+    check_solver,
+    check_times,
+)
 from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.sde import SDE, Array
 from diffuse_jax.solvers.adaptive import Transported, transport
@@ -58,7 +66,12 @@ def sample_keys(seed: Any, first: Any, n: int) -> Array:
 
     Returns:
         Keys (n,): that of sample i is a function of the seed and i alone.
+
+    Raises:
+        TypeError: For a seed that is neither.
+        ValueError: For a negative n, or one that is not whole.
     """
+    check_seed(seed, n)
     key = jax.random.key(seed) if jnp.issubdtype(jnp.result_type(seed), jnp.integer) else seed
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n, dtype=jnp.uint32))
 
@@ -283,6 +296,7 @@ def encode(denoise: Denoiser, x: Array, *, t_min: float | None = None, **toleran
         ValueError: For a t_min outside of the process's times, and for tolerances that are no tolerances.
     """
     check_denoiser(denoise)
+    check_batched(x)
     sde = denoise.sde
     check_first_time(t_min, sde)
     return transport(denoise, x, sde.t_min if t_min is None else t_min, sde.t_start, **tolerances)
@@ -304,6 +318,7 @@ def decode(denoise: Denoiser, latent: Array, *, t_min: float | None = None, **to
         ValueError: For a t_min outside of the process's times, and for tolerances that are no tolerances.
     """
     check_denoiser(denoise)
+    check_batched(latent)
     sde = denoise.sde
     check_first_time(t_min, sde)
     return transport(denoise, latent, sde.t_start, sde.t_min if t_min is None else t_min, **tolerances)

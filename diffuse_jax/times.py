@@ -10,12 +10,14 @@ goes to time 0. `score_sde` is the grid of that solver.
 import itertools
 import warnings
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffuse_jax._checks import check_process
 from diffuse_jax.sde import SDE
 
 __all__ = [
@@ -105,6 +107,7 @@ def noise_levels(sde: SDE, levels: Any) -> jax.Array:
 def explicit(sde: SDE, times: Any) -> jax.Array:
     """The given times (m,) themselves. ValueError unless they are 2 or more, decrease, and lie in (0, T]; traced times
     are taken as they are."""
+    check_process(sde)
     times = _decreasing(times, "times")
     if not isinstance(times, jax.Array) and times[0] > sde.T:
         raise ValueError(f"times={_shown(times)} must lie in (0, {sde.T}], the times of the process")
@@ -172,10 +175,11 @@ def score_sde(sde: SDE, n: int, t_min: float | None = None) -> jax.Array:
 
 
 def _ends(sde: SDE, n: int, t_min: float | None, t_max: float | None) -> tuple[float, float]:
+    check_process(sde)
     start = sde.t_start if t_max is None else t_max
     stop = sde.t_min if t_min is None else t_min
-    if n < 1:
-        raise ValueError(f"a time grid needs at least 1 step, not n={n}")
+    if not isinstance(n, Integral) or n < 1:
+        raise ValueError(f"a time grid needs at least 1 step, and a whole number of them, not n={n}")
     if not 0 < start <= sde.T:
         raise ValueError(f"t_max={start} must lie in (0, {sde.T}], the times of the process")
     if not 0 < stop < start:
@@ -219,9 +223,10 @@ def _shown(values: np.ndarray) -> str:
 
 
 def _table_size(sde: SDE, n: int, table: int | None) -> int:
+    check_process(sde)
     size = int(getattr(sde, "N", 1000)) if table is None else table
-    if not 1 <= n <= size:
-        raise ValueError(f"n={n} must lie between 1 and {size}, the number of times in the table")
+    if not isinstance(n, Integral) or not 1 <= n <= size:
+        raise ValueError(f"n={n} must lie between 1 and {size}, the number of times in the table, and be whole")
     return size
 
 

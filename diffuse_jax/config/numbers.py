@@ -141,7 +141,8 @@ def check_numbers(config: ConfigDict) -> None:
 
 
 def _numbers(config: ConfigDict) -> Iterator[tuple[str, Any]]:
-    """The numeric fields by their dotted names, but for the open ones and those of one's own sections."""
+    """The numeric fields by their dotted names, but for the open ones and those of one's own sections; what
+    stands in a field of `RANGES`, be it a number or not."""
     for section, content in config.items():
         if not isinstance(content, ConfigDict):
             content, prefix = {section: content}, ""
@@ -150,11 +151,10 @@ def _numbers(config: ConfigDict) -> Iterator[tuple[str, Any]]:
         else:
             prefix = f"{section}."
         for name, value in content.items():
-            entries = _flat(value)
-            # Of a network, what is no number it refuses itself.
-            if f"{prefix}{name}" in RANGES or (prefix == "model." and entries and all(map(_is_number, entries))):
-                if value is not None:
-                    yield f"{prefix}{name}", value
+            # What is no number a network refuses itself.
+            numeric = f"{prefix}{name}" in RANGES or (prefix == "model." and all(map(_is_number, _flat(value))))
+            if numeric and value is not None:
+                yield f"{prefix}{name}", value
 
 
 def _is_number(value: Any) -> bool:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffuse_jax._fields import FLAG, ROW, TEXT, Kind, integer, number, optional
+from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.nets import DDPM, MLP, NCSNpp
 from diffuse_jax.nets.edm import ADM, SongUNet
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
@@ -45,7 +46,10 @@ DERIVED = (
 
 
 def network(name: str, **options: Any) -> ConfigDict:
-    """`config.model` for a network of `NETWORKS`: every field of the module at its default, but for those given."""
+    """`config.model` for a network of `NETWORKS`: every field of the module at its default, but for those given.
+    ConfigError for another name."""
+    if name not in NETWORKS:
+        raise ConfigError(f"network: {name!r} must be one of {', '.join(NETWORKS)}")
     config = ConfigDict({"name": name})
     for field in dataclasses.fields(NETWORKS[name]):
         if field.name not in (*DERIVED, "name", "parent"):

@@ -7,6 +7,7 @@ table's to floating-point precision; between them log α, or log σ, is linear i
     DiscreteVE    log σ(t_k) = log σ_k,  α = 1; the first segment is continued below t_0               (1907.05600, §4)
 """
 
+import math
 from typing import Any
 
 import jax
@@ -215,7 +216,12 @@ def geometric_sigmas(sigma_min: float = 0.01, sigma_max: float = 50.0, n: int = 
 
     Returns:
         σ (n,), ascending.
+
+    Raises:
+        ValueError: Unless 0 < sigma_min < sigma_max, finite, and n is at least 2.
     """
+    if not (0 < sigma_min < sigma_max < math.inf and n >= 2):
+        raise ValueError(f"sigma_min={sigma_min} must be above 0 and below sigma_max={sigma_max}, and n={n} at least 2")
     return np.geomspace(sigma_min, sigma_max, n)
 
 

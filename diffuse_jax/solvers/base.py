@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.tree_util import Partial
 
+from diffuse_jax._checks import check_solver
 from diffuse_jax._pytree import pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
@@ -57,8 +58,11 @@ def predictor_corrector(predictor: Solver, corrector: Solver) -> Solver:
     """At every step the corrector at t, then the predictor from t to s: the order of score_sde's sampler (2011.13456,
     algorithm 1 has the predictor first). x_mean is the predictor's. The two draw from separate streams of noise.
 
-    Raises ValueError for a predictor whose `init` evaluates: its start would not see what the corrector does first.
+    Raises ValueError for a predictor whose `init` evaluates: its start would not see what the corrector does first;
+    TypeError for what is no solver.
     """
+    check_solver(predictor)
+    check_solver(corrector)
     if predictor.start_evaluations:
         raise ValueError(
             f"predictor_corrector: the predictor begins with {predictor.start_evaluations} evaluations, before the "

@@ -46,13 +46,14 @@ def annealed_langevin(
 
     `sigma_last` is the smallest σ of the schedule: that at the end of the grid where None. As a solver it visits each
     level at times[:-1], so the last level belongs twice in the grid (`jnp.append(times, times[-1])`); NCSNv2's final
-    x + σ_L²·score is `finish=denoise_once`. Raises ValueError for another version or no steps.
+    x + σ_L²·score is `finish=denoise_once`. Raises ValueError for another version, no steps, and
+    numbers that are negative or not finite.
     """
     if version not in (1, 2):
         raise ValueError(f"annealed_langevin: version={version!r} must be 1 (NCSN) or 2 (NCSNv2)")
     if steps < 1:
         raise ValueError(f"annealed_langevin: steps={steps} must be at least 1")
-    check_not_negative("annealed_langevin", epsilon=epsilon)
+    check_not_negative("annealed_langevin", epsilon=epsilon, sigma_last=sigma_last)
     scale = epsilon if version == 2 else epsilon / 2
     return Solver(
         step=Partial(_annealed, _Form(_annealed_rule, steps), scale),

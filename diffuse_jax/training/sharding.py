@@ -125,6 +125,8 @@ def global_batch(mesh: Mesh, batch: Any, scanned: bool = False) -> Any:
 def check_batch(batch_size: int, device_count: int, accumulate: int = 1) -> None:
     """ValueError unless a global batch of `batch_size` rows splits evenly over `device_count` devices, and their shares
     into `accumulate` parts."""
+    if accumulate < 1:
+        raise ValueError(f"accumulate = {accumulate} must be at least 1")
     pieces = device_count * accumulate
     if batch_size < 1 or batch_size % pieces:
         below = batch_size - batch_size % pieces

@@ -116,8 +116,8 @@ def ema_decay(
     """
     if (rate is None) == (halflife_images is None):
         raise ValueError(f"give exactly one of rate and halflife_images, not {rate=} and {halflife_images=}")
-    if halflife_images is not None and not (halflife_images > 0 and batch_size > 0):
-        raise ValueError(f"{halflife_images=} and {batch_size=} must be positive")
+    if halflife_images is not None and not (0 < halflife_images < math.inf and batch_size > 0):
+        raise ValueError(f"{halflife_images=} and {batch_size=} must be positive and finite")
     if rampup_ratio is not None and (halflife_images is None or not rampup_ratio > 0):
         raise ValueError(f"{rampup_ratio=} must be positive, and is for an average with halflife_images")
     if rate is not None and not 0 <= rate < 1:
