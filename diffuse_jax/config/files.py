@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -69,25 +69,44 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(f"--config={name}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={name}: get_config() returned {type(config).__name__}, not a ConfigDict")
-    _check_fields(config, f"--config={name}: config")
-    return override(config, overrides)
+    where = f"--config={name}: config"
+    _check_fields(config, where)
+    config = override(config, overrides)
+    _check_names(config, where)  # of the process and the network that the overrides may have named
+    return config
 
 
 def _check_fields(config: ConfigDict, where: str) -> None:
-    """ConfigError, in one line that begins with `where`, unless a config has the fields of `base()` by name and type; a
-    network or process of one's own ("module:name") has what fields it likes."""
+    """ConfigError, in one line that begins with `where`, unless a config has the fields of `base()`, each of its type.
+    A network or process of one's own ("module:name") has what fields it likes."""
     given, defaults = config.to_dict(), base()
     check_fields(given, field_kinds(defaults), where, ConfigError, wanted=defaults)
     for section in (name for name, content in defaults.items() if isinstance(content, ConfigDict)):
-        place, fields, own = f"{where}.{section}", defaults[section], section in ("model", "sde")
-        check_fields(given[section], {"name": TEXT} if own else {}, place, ConfigError, wanted=("name",) if own else ())
-        name = given[section]["name"] if own else ""
-        if ":" in name or (section == "model" and name not in NETWORKS):
-            continue  # a network that there is not is refused by that name where it would be made
-        fields = network(name) if section == "model" else fields
-        check_fields(given[section], field_kinds(fields), place, ConfigError, wanted=fields)
-        if unknown := [field for field in given[section] if field not in fields]:
-            raise ConfigError(f"{place} has no field {unknown[0]!r}{_suggestion(unknown[0], fields)}")
+        named = {"name": TEXT} if section in _OPEN else {}
+        check_fields(given[section], named, f"{where}.{section}", ConfigError, wanted=named)
+        if (fields := _fields_of(section, given[section])) is not None:
+            check_fields(given[section], field_kinds(fields), f"{where}.{section}", ConfigError, wanted=fields)
+
+
+def _check_names(config: ConfigDict, where: str) -> None:
+    """ConfigError for a field that no section of `base()` has."""
+    for section, content in config.items():
+        fields = _fields_of(section, content) if isinstance(content, ConfigDict) else None
+        if unknown := [] if fields is None else [field for field in content if field not in fields]:
+            raise ConfigError(f"{where}.{section} has no field {unknown[0]!r}{_suggestion(unknown[0], fields)}")
+
+
+#: Sections whose fields depend on a name.
+_OPEN = ("model", "sde")
+
+
+def _fields_of(section: str, content: Mapping[str, Any]) -> ConfigDict | None:
+    """The fields that a section may have; None where these are one's own, or of a network that there is not, which is
+    refused by its name where it would be made."""
+    name = content["name"] if section in _OPEN else ""
+    if ":" in name or (section == "model" and name not in NETWORKS):
+        return None
+    return network(name) if section == "model" else base().get(section)
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
