@@ -27,7 +27,8 @@ __all__ = [
 
 def check_keys(keys: Any, n: int | None = None) -> None:
     """TypeError unless `keys` is an array of random keys; ValueError unless one a sample, n of them where known."""
-    shape, dtype = getattr(keys, "shape", ()), getattr(keys, "dtype", None)
+    shape: tuple[int, ...] = getattr(keys, "shape", ())
+    dtype = getattr(keys, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed and (dtype != np.uint32 or shape[-1:] != (2,)):
         raise TypeError(f"keys={_shown(keys)} must be an array of keys, one a sample: sample_keys(seed, first, n)")
