@@ -38,15 +38,22 @@ def check_keys(keys: Any, n: int | None = None) -> None:
         raise ValueError(f"keys of shape {shape} must have shape {wanted}: sample_keys(seed, first, n)")
 
 
-def check_seed(seed: Any, n: Any) -> None:
-    """TypeError unless `seed` is an integer or a key; ValueError unless `n` is a whole number, not negative."""
+def check_seed(seed: Any, first: Any, n: Any) -> None:
+    """TypeError unless `seed` is an integer or a key; ValueError unless it is below 2³², and `n` and `first` are whole
+    numbers that keep a sample's own below it."""
     dtype = getattr(seed, "dtype", None)
     kinds = (np.integer, jax.dtypes.prng_key)
     known = isinstance(seed, Integral) if dtype is None else any(jnp.issubdtype(dtype, kind) for kind in kinds)
     if not known:
         raise TypeError(f"seed={_shown(seed)} must be an integer, or a key of jax.random.key")
-    if not isinstance(n, Integral) or n < 0:
+    if isinstance(seed, Integral) and not 0 <= int(seed) < 2**32:
+        raise ValueError(f"seed={seed} must be at least 0 and below 2**32")
+    if not isinstance(n, Integral) or int(n) < 0:
         raise ValueError(f"n={n!r} must be a whole number of samples")
+    if isinstance(first, (Real, np.ndarray)) and not (
+        isinstance(first, Integral) and 0 <= int(first) <= 2**32 - int(n)
+    ):
+        raise ValueError(f"first={first!r} must be a whole number, with n={n} samples below 2**32")
 
 
 def check_process(sde: Any) -> None:
@@ -86,15 +93,26 @@ def check_solver(solver: Any) -> None:
         raise TypeError(f"solver={_shown(solver)} is no Solver: {instead}")
 
 
-def check_times(times: Any) -> None:
-    """TypeError unless `times` is an array, ValueError unless it has one axis."""
+def check_times(times: Any, sde: SDE) -> None:
+    """TypeError unless `times` is an array, ValueError unless it has one axis and goes one way through the process's
+    times; a corrector may stay at one."""
     if not isinstance(times, (jax.Array, np.ndarray)):
         raise TypeError(
             f"times={_shown(times)} must be an array of times, such as times.uniform(denoise.sde, 20); "
             "times.explicit(denoise.sde, [0.9, 0.5, 0.1]) makes one of numbers"
         )
-    if times.ndim != 1 or times.shape[0] < 1:
-        raise ValueError(f"times of shape {times.shape} must have shape (N + 1,), for N steps")
+    if times.ndim != 1 or times.shape[0] < 1 or not jnp.issubdtype(times.dtype, jnp.floating):
+        raise ValueError(
+            f"times of shape {times.shape}, {times.dtype}, must have shape (N + 1,), for N steps, of floats"
+        )
+    if isinstance(times, jax.core.Tracer) or not getattr(times, "is_fully_addressable", True):
+        return
+    steps = np.diff(found := np.asarray(times))
+    # To the rounding of a grid's type.
+    inside = (found >= 0) & (found <= sde.T * (1 + 2 * float(jnp.finfo(times.dtype).eps)))
+    if not inside.all() or not ((steps <= 0).all() or (steps >= 0).all()):
+        text = np.array2string(found, threshold=6, separator=", ", precision=4)
+        raise ValueError(f"times={text} must lie in [0, {sde.T}], the times of the process, and go one way")
 
 
 def check_first_time(t_min: Any, sde: SDE) -> None:

@@ -83,6 +83,8 @@ class NetworkDenoiser:
         # Of the static parts alone: transformations put into the others what they like.
         if not callable(self.net):
             raise TypeError(f"net={self.net!r} must be a function (params, x, label), such as LinenNet(module)")
+        if hasattr(self.net, "apply"):
+            raise TypeError(f"net={type(self.net).__name__} is a module, not a function: give LinenNet(module)")
         if not isinstance(self.parameterization, Parameterization):
             given = repr(self.parameterization)
             raise TypeError(f"parameterization={given} must be a Parameterization, such as parameterizations.noise")

@@ -137,7 +137,7 @@ def elbo(
     elif t_min is not None:
         raise ValueError(f"t_min={t_min} beside times: the chain ends at times[-1]")
     else:
-        check_times(times)
+        check_times(times, sde)
         x = x.astype(jnp.result_type(x, times))
         first, last = times[-1], times[0]
         log_snr = sde.log_snr(times)

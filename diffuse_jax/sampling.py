@@ -69,9 +69,9 @@ def sample_keys(seed: Any, first: Any, n: int) -> Array:
 
     Raises:
         TypeError: For a seed that is neither.
-        ValueError: For a negative n, or one that is not whole.
+        ValueError: For a seed, or numbers of samples, outside of 0 … 2³² − 1, or not whole.
     """
-    check_seed(seed, n)
+    check_seed(seed, first, n)
     key = jax.random.key(seed) if jnp.issubdtype(jnp.result_type(seed), jnp.integer) else seed
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(n, dtype=jnp.uint32))
 
@@ -197,7 +197,7 @@ def solve(
     """
     check_denoiser(denoise)
     check_solver(solver)
-    check_times(times)
+    check_times(times, denoise.sde)
     if keys is not None:
         check_keys(keys, None if x is None else jnp.shape(x)[0])
     if x is None:

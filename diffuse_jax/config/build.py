@@ -195,7 +195,7 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     check_numbers(config)
     data = describe(config) if data is None else data
     sde = _process(config.sde)
-    _check_ends(config.sde, sde)
+    _check_process(config.sde, sde)
     net = _network(config, data)
     parameterization = _parameterization(config, sde)
     _check_label(config)
@@ -236,18 +236,18 @@ def _process(config: ConfigDict) -> SDE:
     return _section(make, "sde", c)
 
 
-def _check_ends(config: ConfigDict, sde: SDE) -> None:
-    """ConfigError where α or σ of a process is nothing, infinite or NaN at an end of its grids, or noise does not grow:
-    what numbers within their ranges can still make of it in float32."""
-    ends = jnp.asarray([sde.t_min, sde.t_start])
-    alpha, sigma = np.asarray(sde.alpha(ends)), np.asarray(sde.sigma(ends))
+def _check_process(config: ConfigDict, sde: SDE) -> None:
+    """ConfigError where α or σ of a process is nothing, infinite or NaN between the ends of its grids, or noise does
+    not grow: what numbers within their ranges can still make of it in float32, and a process of one's own."""
+    t = jnp.linspace(sde.t_min, sde.t_start, 33)
+    alpha, sigma = np.asarray(sde.alpha(t)), np.asarray(sde.sigma(t))
     whole = np.isfinite([alpha, sigma]).all() and min(alpha.min(), sigma.min()) > 0
-    if not (whole and sigma[0] * alpha[1] < sigma[1] * alpha[0]):
+    if not (whole and (sigma[:-1] * alpha[1:] < sigma[1:] * alpha[:-1]).all()):
         defaults = base().sde
         own = ", ".join(f"{field}={value!r}" for field, value in config.items() if value != defaults.get(field))
         raise ConfigError(
             f"config.sde with {own or 'these values'} goes from α={alpha[0]:.4g}, σ={sigma[0]:.4g} to "
-            f"α={alpha[1]:.4g}, σ={sigma[1]:.4g} in float32: both must be above 0 and finite, and σ/α must grow"
+            f"α={alpha[-1]:.4g}, σ={sigma[-1]:.4g} in float32: both must be above 0 and finite, and σ/α must grow"
         )
 
 
@@ -366,11 +366,11 @@ def _parameter_shapes(name: str, net: LinenNet, parameterization: Parameterizati
         output, params = jax.eval_shape(init, jax.random.key(0))
     except Exception as error:  # Flax has types of its own, and a module of one's own may raise any
         raise ConfigError(f"config.model does not fit data of shape {data.shape}: {_line(error)}") from error
-    if getattr(output, "shape", None) != (1, *data.shape):
+    if getattr(output, "shape", None) != (1, *data.shape) or not jnp.issubdtype(output.dtype, jnp.floating):
         raise ConfigError(
             f"config.model.name={name!r} does not fit data of shape {data.shape}: for x of shape "
-            f"{(1, *data.shape)} it returns {getattr(output, 'shape', type(output).__name__)}, and must return an "
-            "array shaped like x"
+            f"{(1, *data.shape)} it returns {getattr(output, 'shape', type(output).__name__)}"
+            f"{f' of {output.dtype}' if hasattr(output, 'dtype') else ''}, and must return floats shaped like x"
         )
     return params
 
