@@ -176,7 +176,8 @@ def checked(part: ArraysLike, name: str) -> Arrays:
             f"{name} is {x.dtype} {x.shape}: give uint8 images (n, height, width, 1 or 3) or numbers (n, d)"
         )
     if x.ndim == 2:
-        x = x.astype(np.float32)
+        with np.errstate(over="ignore"):  # what is refused next
+            x = x.astype(np.float32)
         if not np.isfinite(x).all():
             raise DataError(f"{name} has numbers that are not finite in float32: remove those rows")
     if label is not None:

@@ -18,6 +18,9 @@ import diffuse_jax
 from diffuse_jax import checkpoints, config, data, evaluation, nets, oracles, sde, training
 from diffuse_jax.config.numbers import RANGES
 
+# What warns says more than one line.
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
+
 DRY = ("train", "--dry_run", *TINY)
 
 

@@ -212,22 +212,6 @@ def test_a_label_is_that_of_all_and_a_fact(classes):
     assert json.loads((classes / "samples" / "samples.json").read_text())["label"] == 7
 
 
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["--format=png"], "--format=png: {} draws rows of shape (2,), not grey or RGB images: give --format=shards"),
-        (["--format=png", "--trajectory"], "--trajectory goes with --format=npz alone, not with --format=png"),
-        (["--first=2147483640", "--num=9"], "--first=2147483640 and 9 samples: a seed has the samples 0 … 2147483647"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_one_line(points, argv, words, capsys):
-    before = sorted(points.rglob("*"))
-    capsys.readouterr()
-    assert sample(points, *argv) == 2
-    assert capsys.readouterr().err == f"diffuse-jax: error: {words.format(points)}\n"
-    assert sorted(points.rglob("*")) == before
-
-
 def test_a_sample_that_is_not_finite_ends_with_what_was_before_it(points, monkeypatch, capsys):
     original = draw.Sampler.chunks
 

@@ -97,19 +97,3 @@ def test_a_run_without_a_checkpoint_and_one_of_imported_weights_are_shown(tmp_pa
     assert rows["progress"] == "step 5000 of 3000; checkpoints of steps 5000"
     source = f"--workdir={tmp_path} --config.data.source=PATH"
     assert commands == [f"diffuse-jax sample --workdir={tmp_path}", f"diffuse-jax evaluate {source}"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        ([], "show: error: the following arguments are required: --workdir"),
-        (["--workdir={}/none"], "none holds no run of diffuse_jax: train one there"),
-        (["--workdir={}/file"], "file is a file: give a folder"),
-        (["--workdir={}", "--steps=3"], "show takes --workdir alone, not --steps=3"),
-    ],
-)
-def test_what_is_no_run_is_one_line(tmp_path, argv, words, capsys):
-    (tmp_path / "file").touch()
-    assert run("show", *(argument.format(tmp_path) for argument in argv)) == 2
-    err = capsys.readouterr().err
-    assert words in err and err.count("\n") == 1 and "Traceback" not in err
