@@ -12,12 +12,10 @@ from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, sampler, to_data
 from diffuse_jax.config import load_data
-from diffuse_jax.config.solvers import choose
+from diffuse_jax.config.build import TRACES
 from diffuse_jax.data import DataError, Dataset
 from diffuse_jax.evaluation import HeldoutLoss, Likelihoods, PCAFeatures, frechet_between, likelihoods, mean_and_error
-from diffuse_jax.likelihood import exact_trace, gaussian_trace, hutchinson_trace
 
-_TRACES = {"exact": exact_trace, "hutchinson": hutchinson_trace, "gaussian": gaussian_trace}
 _PCA_ROWS = 10_000
 
 
@@ -128,7 +126,7 @@ def _likelihoods(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> Likeli
         seed=seed,
         levels=run.experiment.data.levels,
         centered=config.data.centered,
-        trace=choose(_TRACES, config.evaluation.trace, "evaluation.trace"),
+        trace=TRACES[config.evaluation.trace],
         probes=config.evaluation.probes,
         t_min=config.loss.t_min,
         rtol=config.evaluation.rtol,

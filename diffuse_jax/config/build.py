@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffuse_jax import parameterizations
+from diffuse_jax import likelihood, parameterizations
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.config.objectives import objectives
@@ -45,7 +45,7 @@ from diffuse_jax.training import TrainState, adam, create_state, ema_decay, gath
 from diffuse_jax.training.objectives import Objective
 from diffuse_jax.training.step import StepFn
 
-__all__ = ["DataInfo", "Experiment", "build", "describe", "load_data"]
+__all__ = ["TRACES", "DataInfo", "Experiment", "build", "describe", "load_data"]
 
 # Each takes the section `config.sde`, with the noise levels below where it leaves them open.
 _PROCESSES: dict[str, Callable[[Any], SDE]] = {
@@ -76,6 +76,12 @@ _LABELS = {
     "index": parameterizations.label_index,
     "reversed_index": parameterizations.label_reversed_index,
     "nearest_index": parameterizations.label_nearest_index,
+}
+#: `config.evaluation.trace`.
+TRACES = {
+    "exact": likelihood.exact_trace,
+    "hutchinson": likelihood.hutchinson_trace,
+    "gaussian": likelihood.gaussian_trace,
 }
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 _ARGUMENT = re.compile(r"(?<![\w./=-])(image_size|channels|holdout|labels|num_classes|skip_unreadable)=")
@@ -193,6 +199,7 @@ def describe(config: ConfigDict, dataset: Dataset | None = None) -> DataInfo:
 def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     """The experiment of a config; ConfigError, in one line, naming the field that cannot be met."""
     check_numbers(config)
+    choose(TRACES, config.evaluation.trace, "evaluation.trace")
     data = describe(config) if data is None else data
     sde = _process(config.sde)
     _check_process(config.sde, sde)
