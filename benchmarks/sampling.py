@@ -70,7 +70,7 @@ def measured(net: Net, names: list[str], batch: int, pairs: int, most_calls: int
     """Of each solver: its evaluations, the milliseconds of one, and the ratios of all pairs with their median."""
     experiment = build(read(net.experiment), net.data)
     denoise = experiment.denoiser(make_state(experiment.create_state, make_mesh()).params)
-    keys = sample_keys(0, 0, batch)
+    keys = sample_keys(0, batch)
     t = jnp.asarray(0.5)
     x = prior_sample(keys, denoise) / denoise.sde.prior_std() * denoise.sde.sigma(t)
     evaluate = jax.jit(lambda denoise, x, t: denoise.raw(x, t))

@@ -185,7 +185,7 @@ def law_errors(problem: Problem, cases: list[Case]) -> tuple[list[Found], list[f
 
     rng = np.random.default_rng(3)
     sets = [distance(draw(data, rng, n, SDE.t_min) @ directions) for _ in range(8)]
-    starts, keys = draw(data, rng, n, SDE.T), sample_keys(0, 0, n)
+    starts, keys = draw(data, rng, n, SDE.T), sample_keys(0, n)
     onto = jnp.asarray(directions, problem.dtype)
     projected, most = [np.empty_like(exact) for _ in cases], [0] * len(cases)
     for first in range(0, n, problem.chunk):

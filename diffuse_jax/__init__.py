@@ -2,7 +2,7 @@
 
 A process, a network and a solver are three values; loss, sampling and likelihood are pure functions of them:
 
-    keys = sample_keys(seed=0, first=0, n=64)
+    keys = sample_keys(seed=0, n=64)
     x = sample(keys, denoise, solvers.heun(), times.uniform(denoise.sde, 18))
 """
 

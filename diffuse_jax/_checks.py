@@ -31,11 +31,11 @@ def check_keys(keys: Any, n: int | None = None) -> None:
     dtype = getattr(keys, "dtype", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed and (dtype != np.uint32 or shape[-1:] != (2,)):
-        raise TypeError(f"keys={_shown(keys)} must be an array of keys, one a sample: sample_keys(seed, first, n)")
+        raise TypeError(f"keys={_shown(keys)} must be an array of keys, one a sample: sample_keys(seed, n)")
     shape = shape if typed else shape[:-1]
     if len(shape) != 1 or n not in (None, shape[0]):
         wanted = "(n,)" if n is None else f"({n},), one for each row of x"
-        raise ValueError(f"keys of shape {shape} must have shape {wanted}: sample_keys(seed, first, n)")
+        raise ValueError(f"keys of shape {shape} must have shape {wanted}: sample_keys(seed, n)")
 
 
 def check_seed(seed: Any, first: Any, n: Any) -> None:

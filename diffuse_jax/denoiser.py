@@ -134,7 +134,9 @@ def from_score(sde: SDE, score: Callable[..., Array], shape: tuple[int, ...] | N
     check_process(sde)
     if not callable(score):
         raise TypeError(f"score={score!r} must be a function of (x, t)")
-    return ScoreDenoiser(sde, jax.tree_util.Partial(score), shape)
+    # A Partial within another would hide its arrays.
+    function = score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
+    return ScoreDenoiser(sde, function, shape)
 
 
 @pytree

@@ -10,6 +10,7 @@ where z_0 and z_1 are x with the noise of the first and the last time. The diffu
     L_∞ = ½·(log_snr_max − log_snr_min)·E‖eps − eps(z_t, t)‖²                       over a uniform log-SNR, T → ∞
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from diffuse_jax._checks import (
     check_levels,
     check_times,
 )
+from diffuse_jax._compile import compiled
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.losses import stratify
 from diffuse_jax.sampling import keyed_noise
@@ -66,6 +68,7 @@ def gaussian_reconstruction(sde: SDE, x: Array, eps: Array, t: Array) -> Array:
     return jnp.full(x.shape[0], 0.5 * _dims(x) * (1 + np.log(2 * np.pi) - sde.log_snr(t)), x.dtype)
 
 
+@functools.cache  # one object for equal arguments: a rebuilt one does not recompile
 def discrete_reconstruction(levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)) -> Reconstruction:
     """−log p(x | z) of data with `levels` equally spaced values, the ends of `range` included: each entry is one of
     them, with probability ∝ N(z/α; level, σ²/α²) (2107.00630).
@@ -131,13 +134,32 @@ def elbo(
     x = jnp.asarray(x)
     check_keys(keys, x.shape[0])
     x = x.astype(jnp.result_type(x, jnp.float32))
-    if times is None:
-        first, last = (jnp.asarray(t, x.dtype) for t in (sde.t_min if t_min is None else t_min, sde.t_start))
-        t, weight = _uniform_log_snr(sde, keys, first, last, draws)
-    elif t_min is not None:
+    if times is not None and t_min is not None:
         raise ValueError(f"t_min={t_min} beside times: the chain ends at times[-1]")
-    else:
+    if times is not None:
         check_times(times, sde)
+    t_min = sde.t_min if t_min is None else t_min
+    return _elbo(denoise, x, keys, times, cond, t_min, draws=draws, reconstruction=reconstruction, draw=draw)
+
+
+@compiled("draws", "reconstruction", "draw")
+def _elbo(
+    denoise: Denoiser,
+    x: Array,
+    keys: Array,
+    times: Array | None,
+    cond: Any,
+    t_min: Any,
+    *,
+    draws: int,
+    reconstruction: Reconstruction,
+    draw: Callable[[Array, Any, Array], Noise],
+) -> ELBO:
+    sde = denoise.sde
+    if times is None:
+        first, last = (jnp.asarray(t, x.dtype) for t in (t_min, sde.t_start))
+        t, weight = _uniform_log_snr(sde, keys, first, last, draws)
+    else:
         x = x.astype(jnp.result_type(x, times))
         first, last = times[-1], times[0]
         log_snr = sde.log_snr(times)

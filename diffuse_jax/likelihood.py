@@ -19,8 +19,10 @@ from diffuse_jax._checks import (
     check_first_time,
     check_keys,
     check_levels,
+    check_not_negative,
     check_tolerances,
 )
+from diffuse_jax._compile import compiled
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
@@ -88,7 +90,7 @@ def gaussian_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array,
 
 def _given(probes: Array | None, name: str) -> Array:
     if probes is None:
-        raise ValueError(f"{name} draws probes for each sample: give keys=sample_keys(seed, first, n)")
+        raise ValueError(f"{name} draws probes for each sample: give keys=sample_keys(seed, n)")
     return probes
 
 
@@ -154,11 +156,31 @@ def log_prob(
     x = x.astype(jnp.result_type(x, jnp.float32))
     if keys is not None:
         check_keys(keys, x.shape[0])
+    denoise, cond = unbind(denoise, cond)
+    t_min = denoise.sde.t_min if t_min is None else t_min
+    return _log_prob(
+        denoise, x, keys, cond, t_min, rtol, atol, trace=trace, probes=probes, max_evaluations=max_evaluations
+    )
+
+
+@compiled("trace", "probes", "max_evaluations")
+def _log_prob(
+    denoise: Denoiser,
+    x: Array,
+    keys: Array | None,
+    cond: Any,
+    t_min: Any,
+    rtol: Any,
+    atol: Any,
+    *,
+    trace: Trace,
+    probes: int,
+    max_evaluations: int,
+) -> LogProb:
     draw = None if keys is None else keyed_noise(keys, 0, x)
     v = None if draw is None else jax.vmap(draw, out_axes=1)(jnp.arange(probes))
-    denoise, cond = unbind(denoise, cond)
     sde = denoise.sde
-    t, s = (jnp.asarray(time, x.dtype) for time in (sde.t_min if t_min is None else t_min, sde.t_start))
+    t, s = jnp.asarray(t_min, x.dtype), jnp.asarray(sde.t_start, x.dtype)
 
     def field(time: Array, y: tuple[Array, Array], args: tuple[Denoiser, Any, Array | None]) -> tuple[Array, Array]:
         one, one_cond, v = args
@@ -258,17 +280,37 @@ def bits_per_dim(
     check_levels(levels, range)
     check_batched(x)
     check_keys(keys, jnp.shape(x)[0])
+    check_denoiser(denoise)
+    # What `log_prob` can no longer see once it is traced.
+    check_first_time(solve.get("t_min"), denoise.sde)
+    check_not_negative("bits_per_dim", rtol=solve.get("rtol"), atol=solve.get("atol"))
     x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, jnp.float32))
-    uniform = functools.partial(jax.random.uniform, shape=x.shape[1:], dtype=x.dtype)
     options: dict[str, Any] = {"trace": hutchinson_trace, **solve}
+    nats = _mean_over_draws(denoise, x, keys, levels=levels, range=range, spread=dequantization, draws=draws, **options)
+    return nats_to_bits_per_dim(nats, int(np.prod(x.shape[1:])), levels=levels, range=range)
+
+
+@compiled("levels", "range", "spread", "draws", "trace", "probes", "max_evaluations")
+def _mean_over_draws(
+    denoise: Denoiser,
+    x: Array,
+    keys: Array,
+    *,
+    levels: int,
+    range: tuple[float, float],
+    spread: Callable[..., Array] | None,
+    draws: int,
+    **solve: Any,
+) -> Array:
+    """log of the mean of p over so many dequantizations (batch,)."""
+    uniform = functools.partial(jax.random.uniform, shape=x.shape[1:], dtype=x.dtype)
 
     def one(draw: Array) -> Array:
         each = jax.vmap(jax.random.fold_in, (0, None))(keys, draw)
         # Stream 0 makes the probes.
         u = jax.vmap(lambda key: uniform(jax.random.fold_in(key, 1)))(each)
-        spread = x if dequantization is None else dequantization(x, u, levels=levels, range=range)
-        return log_prob(denoise, spread, keys=each, **options).log_prob
+        drawn = x if spread is None else spread(x, u, levels=levels, range=range)
+        return log_prob(denoise, drawn, keys=each, **solve).log_prob
 
-    nats = jax.nn.logsumexp(jax.lax.map(one, jnp.arange(draws)), axis=0) - np.log(draws)
-    return nats_to_bits_per_dim(nats, int(np.prod(x.shape[1:])), levels=levels, range=range)
+    return jax.nn.logsumexp(jax.lax.map(one, jnp.arange(draws)), axis=0) - np.log(draws)

@@ -22,6 +22,7 @@ from diffuse_jax._checks import (
     check_solver,
     check_times,
 )
+from diffuse_jax._compile import compiled
 from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.sde import SDE, Array
 from diffuse_jax.solvers.adaptive import Transported, transport
@@ -56,13 +57,13 @@ class Solution(NamedTuple):
     path: Array | None
 
 
-def sample_keys(seed: Any, first: Any, n: int) -> Array:
+def sample_keys(seed: Any, n: int, *, first: Any = 0) -> Array:
     """One random key for each of the samples first, …, first + n − 1 of a seed.
 
     Args:
         seed: An integer, or a key of `jax.random.key`.
-        first: The number of the first sample.
         n: How many.
+        first: The number of the first sample.
 
     Returns:
         Keys (n,): that of sample i is a function of the seed and i alone.
@@ -202,19 +203,32 @@ def solve(
         check_keys(keys, None if x is None else jnp.shape(x)[0])
     if x is None:
         if keys is None:
-            raise ValueError("a solve needs keys to start from the prior: give keys=sample_keys(seed, first, n), or x")
+            raise ValueError("a solve needs keys to start from the prior: give keys=sample_keys(seed, n), or x")
         x = prior_sample(keys, denoise)
+    return _solve(keys, Conditioned(denoise, cond), solver, times, x, noise=noise, path=path)
+
+
+@compiled("noise", "path")
+def _solve(
+    keys: Array | None,
+    denoise: Denoiser,
+    solver: Solver,
+    times: Array,
+    x: Array,
+    *,
+    noise: NoiseSource,
+    path: bool,
+) -> Solution:
     x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, times))
-    bound = Conditioned(denoise, cond)
 
     def advance(carry: tuple[Array, Array, Any], step: tuple[Array, Array, Array]) -> tuple[Any, Array | None]:
         x, _, memory = carry
         stream, t, s = step
-        x, mean, memory = solver.step(noise(keys, stream, x, Span(t, s, bound.sde)), x, memory, t, s, bound)
+        x, mean, memory = solver.step(noise(keys, stream, x, Span(t, s, denoise.sde)), x, memory, t, s, denoise)
         return (x, mean, memory), (x if path else None)
 
-    start = (x, x, solver.init(x, times, bound))
+    start = (x, x, solver.init(x, times, denoise))
     streams = jnp.arange(1, times.shape[0])
     (end, mean, memory), states = jax.lax.scan(advance, start, (streams, times[:-1], times[1:]))
     return Solution(end, mean, memory, None if states is None else jnp.concatenate([x[None], states]))
@@ -277,7 +291,14 @@ def sample(
             keys or the shape of a sample is unknown.
     """
     solution = solve(keys, denoise, solver, times, x, cond=cond, noise=noise)
-    return finish(solution, times[-1], Conditioned(denoise, cond))
+    return _finish(solution, times[-1], Conditioned(denoise, cond), finish=finish)
+
+
+@compiled("finish")
+def _finish(
+    solution: Solution, t: Array, denoise: Denoiser, *, finish: Callable[[Solution, Array, Denoiser], Array]
+) -> Array:
+    return finish(solution, t, denoise)
 
 
 def encode(denoise: Denoiser, x: Array, *, t_min: float | None = None, **tolerances: Any) -> Transported:

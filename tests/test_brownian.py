@@ -24,7 +24,7 @@ def increments(keys: Any, grid: Any, i: int) -> np.ndarray:
 
 def test_draws_are_standard_normal_and_independent_between_steps_samples_and_indices() -> None:
     n, grid = 4096, times.log_snr(VP, 3)
-    draws = [increments(sample_keys(0, 0, n), grid, i) for i in (0, 1)]
+    draws = [increments(sample_keys(0, n), grid, i) for i in (0, 1)]
     columns = np.concatenate([*draws[0], *draws[1]], axis=1)
     np.testing.assert_allclose(columns.mean(0), 0, atol=4 / np.sqrt(n))
     np.testing.assert_allclose(np.cov(columns.T), np.eye(columns.shape[1]), atol=6 / np.sqrt(n))
@@ -35,7 +35,7 @@ def test_draws_are_standard_normal_and_independent_between_steps_samples_and_ind
 def test_the_draws_of_a_fine_grid_add_up_to_those_of_a_coarse_one() -> None:
     """√(h₁ + h₂)·z = √h₁·z₁ + √h₂·z₂, h being the length of a step in log-SNR."""
     fine = times.log_snr(VP, 8)
-    keys = sample_keys(3, 0, 4)
+    keys = sample_keys(3, 4)
     h = np.diff(np.asarray(VP.log_snr(fine), np.float64))
     weighted = np.sqrt(h)[:, None, None] * increments(keys, fine, 0)
     coarse = increments(keys, fine[::2], 0)
@@ -46,7 +46,7 @@ def test_the_draws_of_a_fine_grid_add_up_to_those_of_a_coarse_one() -> None:
 def test_a_sample_has_the_same_path_in_every_batch() -> None:
     grid = times.log_snr(VP, 2)
     np.testing.assert_array_equal(
-        increments(sample_keys(0, 0, 8), grid, 0)[:, 5:7], increments(sample_keys(0, 5, 2), grid, 0)
+        increments(sample_keys(0, 8), grid, 0)[:, 5:7], increments(sample_keys(0, 2, first=5), grid, 0)
     )
 
 
@@ -57,7 +57,7 @@ def test_a_sample_has_the_same_path_in_every_batch() -> None:
 )
 @in_float64
 def test_more_steps_refine_the_image_with_brownian_noise_and_draw_another_without(solver: Any) -> None:
-    denoise, keys = Mixture(VP, *map(jnp.asarray, MIXTURE)), sample_keys(0, 0, 64)
+    denoise, keys = Mixture(VP, *map(jnp.asarray, MIXTURE)), sample_keys(0, 64)
 
     @jax.jit
     def draw(grid: Any) -> Any:
@@ -72,7 +72,7 @@ def test_more_steps_refine_the_image_with_brownian_noise_and_draw_another_withou
 
 def test_short_steps_draw_from_their_keys_and_stay_standard_normal() -> None:
     """Of 1e-4 in log-SNR, and of nothing at all."""
-    keys, x = sample_keys(0, 0, 2000), jnp.zeros((2000, 1))
+    keys, x = sample_keys(0, 2000), jnp.zeros((2000, 1))
     t = 0.5
     for s in (float(VP.inverse_log_snr(VP.log_snr(t) + 1e-4)), t):
         z = np.asarray(brownian_noise(keys, 7, x, Span(t, s, VP))(0))

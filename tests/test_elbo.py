@@ -39,7 +39,7 @@ def given(eps: Any) -> Any:
 
 def expected(denoise: Any, x: Any = X, eps: Any = EPS, weights: Any = None, **options: Any) -> ELBO:
     """The expectations of the terms, by quadrature."""
-    keys = sample_keys(0, 0, 1).repeat(x.shape[0])
+    keys = sample_keys(0, 1).repeat(x.shape[0])
     terms = elbo(denoise, jnp.asarray(x), keys, draw=given(eps), **options)
     return ELBO(*(jnp.average(term, weights=weights) for term in terms))
 
@@ -132,15 +132,15 @@ def test_the_estimate_is_unbiased_and_belongs_to_the_sample() -> None:
 
     for options, exact in (({"times": times.log_snr(sde, 20)}, chain), ({"draws": 2}, infinite)):
         run = jax.jit(lambda x, keys, options=options: elbo(gaussian(sde), x, keys, **options))
-        found = run(x, sample_keys(0, 0, n))
+        found = run(x, sample_keys(0, n))
         assert abs(np.mean(found.diffusion) - exact) < 4 * np.std(found.diffusion) / np.sqrt(n)
-        np.testing.assert_allclose(run(x[5:7], sample_keys(0, 5, 2)).total, found.total[5:7], rtol=1e-9)
+        np.testing.assert_allclose(run(x[5:7], sample_keys(0, 2, first=5)).total, found.total[5:7], rtol=1e-9)
 
 
 @in_float64
 def test_more_draws_a_step_are_independent_and_have_the_same_mean() -> None:
     sde, n = linear_log_snr(), 4096
-    x, keys, grid = jnp.zeros((n, 1)), sample_keys(1, 0, n), jnp.linspace(1, 0, 4)
+    x, keys, grid = jnp.zeros((n, 1)), sample_keys(1, n), jnp.linspace(1, 0, 4)
     one, four = (
         np.asarray(jax.jit(lambda d=d: elbo(gaussian(sde), x, keys, times=grid, draws=d).diffusion)()) for d in (1, 4)
     )
@@ -200,7 +200,7 @@ def test_the_discrete_bound_exceeds_the_entropy_and_reaches_it_where_reconstruct
 def test_a_condition_is_given_or_bound() -> None:
     """A model N(shift, 1) under VP: the condition of each row is its own shift."""
     denoise = from_score(SDES["vp"], lambda x, t, shift: SDES["vp"].alpha(t)[..., None] * shift - x)
-    shift, x, keys = jnp.asarray([[0.5], [3.0]]), jnp.asarray([[0.5], [3.0]]), sample_keys(0, 0, 2)
+    shift, x, keys = jnp.asarray([[0.5], [3.0]]), jnp.asarray([[0.5], [3.0]]), sample_keys(0, 2)
     found = jax.jit(lambda: elbo(denoise, x, keys, cond=shift, draws=256))()
     np.testing.assert_allclose(found.total[0] + 0.5 * np.log(2 * np.pi), 0, atol=0.4)
     bound = jax.jit(lambda: elbo(Conditioned(denoise, shift), x, keys, draws=256))()
@@ -208,7 +208,7 @@ def test_a_condition_is_given_or_bound() -> None:
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
-    denoise, x, keys = gaussian(SDES["vp"]), jnp.zeros((2, 1)), sample_keys(0, 0, 2)
+    denoise, x, keys = gaussian(SDES["vp"]), jnp.zeros((2, 1)), sample_keys(0, 2)
     with pytest.raises(ValueError, match="draws=0"):
         elbo(denoise, x, keys, draws=0)
     with pytest.raises(ValueError, match=r"t_min=0.1 beside times"):

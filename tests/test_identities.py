@@ -149,7 +149,7 @@ def test_noising_and_denoising_a_guide_has_sdedits_law() -> None:
     σ²·J) with J = S(S + σ²)⁻¹, on a process with α = 1."""
     sde, t, guide, n = EDM(), 0.8, np.array([2.0, -1.0]), 20_000
     data = Gaussian(sde, jnp.asarray(MEAN, jnp.float32), jnp.asarray(COV, jnp.float32))
-    keys = sample_keys(0, 0, n)
+    keys = sample_keys(0, n)
     start = guide + t * np.random.default_rng(0).standard_normal((n, 2))
     grid = times.log_snr(sde, 60, t_max=t)
     run = jax.jit(lambda x: sample(keys, data, solvers.sde_dpm_solver(2), grid, x, finish=last_state))

@@ -162,7 +162,7 @@ def test_each_probe_gives_a_log_prob_of_its_own_and_their_spread_the_error(trace
     """The flow of a Gaussian has a Jacobian that depends on t alone, with the integral G = ½·log(C_1·C_t⁻¹): so with
     probes held through the solve the estimates are log prior + vᵀ·G·v, and the error is their deviation over √k."""
     n, k = 256, 16
-    keys, x = sample_keys(0, 0, n), jnp.broadcast_to(jnp.asarray(X[:1], jnp.float32), (n, 8))
+    keys, x = sample_keys(0, n), jnp.broadcast_to(jnp.asarray(X[:1], jnp.float32), (n, 8))
     found = jax.jit(lambda x, keys: log_prob(gaussian("vp"), x, trace=trace, t_min=1e-5, keys=keys, probes=k))(x, keys)
 
     (_, start), (_, end) = (marginal(PROCESSES["vp"], MEAN, COV, t) for t in (1e-5, 1.0))
@@ -193,21 +193,21 @@ def test_one_probe_is_held_through_the_solve_belongs_to_the_sample_and_tells_no_
 
     run = jax.jit(lambda denoise, x, keys: log_prob(denoise, x, trace=spying, t_min=1e-5, keys=keys))
     x = jnp.asarray(X, jnp.float32)
-    found = run(gaussian("vp"), x, sample_keys(0, 0, 4))
+    found = run(gaussian("vp"), x, sample_keys(0, 4))
     jax.effects_barrier()
     assert len(seen) > 100 and len(set(seen)) == 4
     assert np.all(np.isnan(found.error)) and np.all(np.isfinite(found.log_prob))
-    shifted = run(gaussian("vp"), x[1:].repeat(2, axis=0)[:4], sample_keys(0, 1, 3)[jnp.asarray([0, 0, 1, 1])])
+    shifted = run(gaussian("vp"), x[1:].repeat(2, axis=0)[:4], sample_keys(0, 3, first=1)[jnp.asarray([0, 0, 1, 1])])
     np.testing.assert_allclose(shifted.log_prob[::2], found.log_prob[1:3], rtol=1e-6)
     # One estimate is exact where the Jacobian is diagonal.
     diagonal = np.diag(np.linspace(0.1, 1.5, 8))
-    once = run(gaussian("vp", diagonal), x, sample_keys(0, 0, 4)).log_prob
+    once = run(gaussian("vp", diagonal), x, sample_keys(0, 4)).log_prob
     expected = gaussian_flow_log_prob(PROCESSES["vp"], MEAN, diagonal, X, 1e-5, 1.0)[0]
     np.testing.assert_allclose(once, expected, atol=2e-3)
 
 
 def test_what_is_missing_is_asked_for() -> None:
-    x, keys = jnp.asarray(X, jnp.float32), sample_keys(0, 0, 4)
+    x, keys = jnp.asarray(X, jnp.float32), sample_keys(0, 4)
     for trace in VARIANCE:
         with pytest.raises(ValueError, match=f"{trace.__name__} draws probes for each sample: give keys"):
             log_prob(gaussian("vp"), x, trace=trace)
@@ -259,7 +259,7 @@ def test_bits_of_a_known_discrete_law_are_their_closed_form() -> None:
 
     nats = scipy.integrate.quad(lambda u: model_log_prob((level + u) / 17), 0, 1)[0]
     x = jnp.full((n, 1), level / 16, jnp.float32)
-    keys = sample_keys(0, 0, n)
+    keys = sample_keys(0, n)
 
     @jax.jit
     def bits(x: Any) -> tuple[Any, Any]:
@@ -286,7 +286,7 @@ def test_bounds_of_several_dequantizations_fall_to_the_code_length_of_the_cell()
     second = scipy.integrate.quad(lambda y: law.pdf(y) ** 2 * 5, level / 5, (level + 1) / 5)[0]
     relative = second / (5 * mass) ** 2 - 1
 
-    x, keys = jnp.full((n, 1), level / 4, jnp.float32), sample_keys(0, 0, n)
+    x, keys = jnp.full((n, 1), level / 4, jnp.float32), sample_keys(0, n)
 
     def bits(draws: int) -> np.ndarray:
         options: dict[str, Any] = {"levels": 5, "range": (0.0, 1.0), "t_min": t_min, "trace": exact_trace}
@@ -341,7 +341,7 @@ def test_a_sample_that_meets_the_bound_on_evaluations_is_marked() -> None:
 def test_lesser_numbers_are_computed_with_in_float32(dtype: Any) -> None:
     x = jnp.asarray([[1, -1], [0, 2]], dtype)
     denoise = Mixture(SDES["vp"], jnp.ones(1), jnp.zeros((1, 2)), jnp.ones(1))
-    run = jax.jit(lambda x: (log_prob(denoise, x).log_prob, elbo(denoise, x, sample_keys(0, 0, 2)).total))
+    run = jax.jit(lambda x: (log_prob(denoise, x).log_prob, elbo(denoise, x, sample_keys(0, 2)).total))
     found, expected = run(x), run(x.astype(jnp.float32))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.float32
@@ -355,7 +355,7 @@ def test_float32_stays_float32_beside_float64(name: str) -> None:
         ALL_SDES[name], *(jnp.asarray(a, jnp.float32) for a in (np.ones(1), np.zeros((1, 2)), np.ones(1)))
     )
     x = jnp.ones((2, 2), jnp.float32)
-    found = jax.eval_shape(lambda x: (log_prob(denoise, x), elbo(denoise, x, sample_keys(0, 0, 2))), x)
+    found = jax.eval_shape(lambda x: (log_prob(denoise, x), elbo(denoise, x, sample_keys(0, 2))), x)
     likelihood, bound = found
     for leaf in (likelihood.log_prob, likelihood.error, likelihood.latent, *bound):
         assert leaf.dtype == jnp.float32

@@ -50,7 +50,7 @@ PARAMS = {"w": jnp.asarray([[0.9, -0.2], [0.3, 0.5]]), "b": jnp.asarray([0.1, -0
 @pytest.mark.parametrize("kind", SOLVERS)
 @in_float64
 def test_gradients_by_parameters_guidance_and_times_are_finite_differences(kind: str) -> None:
-    keys, bad = sample_keys(0, 0, 4), Gaussian(VP(), jnp.zeros(2), jnp.eye(2))
+    keys, bad = sample_keys(0, 4), Gaussian(VP(), jnp.zeros(2), jnp.eye(2))
 
     @jax.jit
     @jax.value_and_grad
@@ -88,7 +88,7 @@ def test_vmapping_over_seeds_grids_and_beta_max_equals_a_loop(kind: str) -> None
     def draw(seed: Any, t_min: Any, beta_max: Any) -> Any:
         sde = VP(beta_max=beta_max)
         grid = 1 + jnp.linspace(0, 1, 6) * (t_min - 1)
-        return sample(sample_keys(seed, 0, 3), Gaussian(sde, jnp.ones(2), 0.3 * jnp.eye(2)), SOLVERS[kind], grid)
+        return sample(sample_keys(seed, 3), Gaussian(sde, jnp.ones(2), 0.3 * jnp.eye(2)), SOLVERS[kind], grid)
 
     several = (jnp.asarray([0, 7, 3]), jnp.asarray([0.05, 0.1, 0.2]), jnp.asarray([15.0, 20.0, 25.0]))
     one = jax.jit(draw)
@@ -111,7 +111,7 @@ def test_solvers_in_log_snr_do_not_know_the_process() -> None:
     def scaled(sde: Any, grid: Any, solver: Any) -> Any:
         data = Gaussian(sde, jnp.ones(2), 0.3 * jnp.eye(2))
         start = sde.alpha(grid[0]) * START * np.exp(2.0)
-        return sample(sample_keys(0, 0, 4), data, solver, grid, start) / sde.alpha(grid[-1])
+        return sample(sample_keys(0, 4), data, solver, grid, start) / sde.alpha(grid[-1])
 
     for on_vp, on_edm in draw():
         np.testing.assert_allclose(on_vp, on_edm, rtol=1e-6)
@@ -130,7 +130,7 @@ def test_solvers_in_log_snr_do_not_know_the_process() -> None:
 )
 def test_gradients_by_times_are_finite_where_a_square_root_or_a_length_is_nothing(solver: Any) -> None:
     """On a grid that repeats its first time, too."""
-    data, keys = Gaussian(VP(), jnp.ones(2), 0.3 * jnp.eye(2)), sample_keys(0, 0, 2)
+    data, keys = Gaussian(VP(), jnp.ones(2), 0.3 * jnp.eye(2)), sample_keys(0, 2)
 
     @jax.jit
     @jax.value_and_grad

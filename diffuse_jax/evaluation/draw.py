@@ -136,7 +136,7 @@ class Sampler:
 
         def chunk(index: np.ndarray) -> Drawn:
             # Of this chunk alone: a function of all n would be compiled for every n.
-            keys = jax.vmap(lambda i: sample_keys(key, i, 1)[0])(index.astype(np.uint32))
+            keys = jax.vmap(lambda i: sample_keys(key, 1, first=i)[0])(index.astype(np.uint32))
             cond = None if classes is None else shard(self._mesh, classes(index))
             return Drawn(*self._run(shard(self._mesh, keys), denoise, cond, path))
 

@@ -41,7 +41,7 @@ class HeldoutLoss:
 
     def __init__(self, loss: Objective, source: Source, n: int, *, seed: int, mesh: Mesh, batch_size: int) -> None:
         self._source, self._n, self._mesh, self._batch_size = source, min(n, len(source)), mesh, batch_size
-        self._keys = sample_keys(seed, 0, self._n)
+        self._keys = sample_keys(seed, self._n)
         self._run = jax.jit(lambda params, batch, rows: loss(params, batch, rows, None))
 
     def __call__(self, params: Any) -> np.ndarray:
@@ -115,7 +115,7 @@ def likelihoods(
     Raises:
         FloatingPointError: Where a row's solve did not finish.
     """
-    keys = sample_keys(seed, 0, n)
+    keys = sample_keys(seed, n)
     low, high = (-1.0, 1.0) if centered else (0.0, 1.0)
 
     @jax.jit

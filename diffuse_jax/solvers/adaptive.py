@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from diffuse_jax._checks import check_tolerances
+from diffuse_jax._compile import compiled
 from diffuse_jax._pytree import Static
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sde import Array
@@ -84,6 +85,14 @@ def transport(
     """
     check_tolerances("transport", rtol, atol, max_evaluations)
     denoise, cond = unbind(denoise, cond)
+    return _transport(denoise, x, t, s, cond, rtol, atol, max_evaluations=max_evaluations)
+
+
+@compiled("max_evaluations")
+def _transport(
+    denoise: Denoiser, x: Array, t: Any, s: Any, cond: Any, rtol: Any, atol: Any, *, max_evaluations: int
+) -> Transported:
+    x = jnp.asarray(x)
     x = x.astype(jnp.result_type(x, jnp.float32))
     t, s = jnp.asarray(t, x.dtype), jnp.asarray(s, x.dtype)
 

@@ -143,7 +143,7 @@ NAMES = {
         "ORACLE": diffuse_jax.from_score(VP, lambda x, t: -x, (2,)),
         "GRID": diffuse_jax.times.uniform(VP, 4),
     },
-    **{"GRID": diffuse_jax.times.uniform(VP, 4), "KEYS": diffuse_jax.sample_keys(0, 0, 3), "X": jnp.zeros((3, 2))},
+    **{"GRID": diffuse_jax.times.uniform(VP, 4), "KEYS": diffuse_jax.sample_keys(0, 3), "X": jnp.zeros((3, 2))},
     **{"PTS": np.zeros((5, 2), np.float32), "U8": np.zeros((4, 8, 8, 1), np.uint8)},
 }
 

@@ -39,7 +39,7 @@ def held_out(workdir):
 def test_five_lines_draw_what_the_command_writes(toy_run):
     assert run("sample", f"--workdir={toy_run}", "--num=11", "--seed=3", "--solver=heun", "--steps=4") == 0
     denoise = diffuse_jax.load(toy_run)
-    keys = diffuse_jax.sample_keys(seed=3, first=0, n=11)
+    keys = diffuse_jax.sample_keys(seed=3, n=11)
     x = diffuse_jax.sample(keys, denoise, solvers.heun(), times.uniform(denoise.sde, 4))
     assert samples(toy_run).dtype == np.float32
     np.testing.assert_allclose(samples(toy_run), x, rtol=1e-4, atol=1e-5)
@@ -71,7 +71,7 @@ def test_another_solver_takes_its_own_strength_of_noise_unless_one_is_given():
 
 def test_the_flow_of_normal_data_leaves_the_prior_draws_where_they_are(normal_run):
     assert run("sample", f"--workdir={normal_run}", "--num=13", "--solver=adaptive", "--seed=5") == 0
-    prior = diffuse_jax.prior_sample(diffuse_jax.sample_keys(5, 0, 13), diffuse_jax.load(normal_run))
+    prior = diffuse_jax.prior_sample(diffuse_jax.sample_keys(5, 13), diffuse_jax.load(normal_run))
     np.testing.assert_allclose(samples(normal_run), prior, atol=1e-4)
 
 

@@ -33,7 +33,7 @@ def program(experiment: Any) -> Any:
     """The whole of sampling, traced and not compiled."""
     plan = experiment.plan
     draw = lambda params, keys: sample(keys, experiment.sampling_denoiser(params), plan.solver, plan.times)  # noqa: E731
-    return jax.make_jaxpr(draw)(experiment.params, jax.eval_shape(lambda: sample_keys(0, 0, 2))).jaxpr
+    return jax.make_jaxpr(draw)(experiment.params, jax.eval_shape(lambda: sample_keys(0, 2))).jaxpr
 
 
 def products(jaxpr: Any) -> list[Any]:

@@ -84,7 +84,7 @@ def test_samples_from_any_first_on_are_those_of_the_seed():
 
 @pytest.mark.parametrize("solver", [solvers.euler_maruyama(), solvers.adaptive(1e-4, 1e-4)], ids=["steps", "adaptive"])
 def test_samples_are_those_of_the_library_whatever_chunks_and_devices(solver):
-    direct = solve(sample_keys(4, 0, 19), GAUSSIAN, solver, times.uniform(SDE, 6), path=True)
+    direct = solve(sample_keys(4, 19), GAUSSIAN, solver, times.uniform(SDE, 6), path=True)
     for devices, batch_size in CHUNKS if solver.evaluations else CHUNKS[1::2]:
         drawn = sampler(solver, devices, batch_size)(GAUSSIAN, seed=4, n=19, path=True)
         np.testing.assert_allclose(drawn.x, direct.mean, rtol=2e-4, atol=2e-5)
@@ -100,8 +100,7 @@ def test_a_solver_that_states_no_evaluations_draws_with_their_number_unknown():
     solver = solvers.Solver(step=halve, init=lambda x, times, denoise: {"steps": 0})
     drawn = sampler(solver, 1, 4)(GAUSSIAN, seed=0, n=4)
     start = (
-        GAUSSIAN.sde.prior_std()
-        * solve(sample_keys(0, 0, 4), GAUSSIAN, solver, times.uniform(SDE, 6), path=True).path[0]
+        GAUSSIAN.sde.prior_std() * solve(sample_keys(0, 4), GAUSSIAN, solver, times.uniform(SDE, 6), path=True).path[0]
     )
     np.testing.assert_allclose(drawn.x, start / 2**6, rtol=1e-6)
     assert np.isnan(drawn.evaluations).all()
@@ -122,7 +121,7 @@ def test_every_sample_has_its_own_label():
     labels = np.arange(19) % 5
     drawn = sampler(solvers.heun(), 8, 8)(denoise, seed=0, n=19, labels=labels)
     for i in (0, 7, 18):
-        key = sample_keys(0, i, 1)
+        key = sample_keys(0, 1, first=i)
         alone = sample(key, denoise, solvers.heun(), times.uniform(SDE, 6), cond=jnp.asarray(labels[i : i + 1]))
         np.testing.assert_allclose(drawn.x[i], alone[0], rtol=1e-3)
     # dx/dt grows with the label at every time, so one seed's samples are ordered by it.
@@ -180,7 +179,7 @@ def test_the_bits_of_grey_levels_are_those_of_a_direct_call(centered, offset):
         denoise, Arrays(images), 5, seed=3, levels=17, trace=hutchinson_trace, mesh=mesh(1), batch_size=8, **options
     )
     low, span = (-1, 2) if centered else (0, 1)
-    keys = sample_keys(3, 0, 5)
+    keys = sample_keys(3, 5)
     # Row i's uniform numbers come from streams 1 and then 1 of its key.
     u = np.stack([jax.random.uniform(jax.random.fold_in(jax.random.fold_in(k, 1), 1), (2, 2, 1)) for k in keys])
     x = low + span * (levels + u) / 17

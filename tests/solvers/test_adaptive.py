@@ -17,7 +17,7 @@ from diffuse_jax.sde import VP
 
 every_sde = pytest.mark.parametrize("name", SDES)
 MEAN, COV = gaussian_data(3)
-KEYS = sample_keys(0, 0, 4)
+KEYS = sample_keys(0, 4)
 
 
 def gaussian(name: str) -> Gaussian:

@@ -277,7 +277,7 @@ def test_evaluations_are_counted_as_they_are_made(predictor: str, corrector: str
         return -x
 
     solver, grid = solvers.score_sde(predictor, corrector, "ve", steps=3), times.score_sde(VE(), 5)
-    keys, denoise = sample_keys(0, 0, 3), from_score(VE(), counted)
+    keys, denoise = sample_keys(0, 3), from_score(VE(), counted)
     solution = jax.jit(lambda x: solve(keys, denoise, solver, grid, x))(jnp.ones((3, 2)))
     jax.effects_barrier()
     assert len(calls) == count_evaluations(solver, grid, solution.memory) == 5 * per_step
@@ -290,7 +290,7 @@ def test_a_step_size_can_be_traced_and_equal_solvers_compile_once() -> None:
     @jax.jit
     def go(solver: Any, x: Any) -> Any:
         traced.append(None)
-        return solve(sample_keys(0, 0, 2), denoise, solver, grid, x).x
+        return solve(sample_keys(0, 2), denoise, solver, grid, x).x
 
     x = jnp.ones((2, 2))
     first, second = (go(solvers.score_sde("ancestral", "ald", snr=snr), x) for snr in (0.1, 0.2))

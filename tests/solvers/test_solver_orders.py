@@ -87,7 +87,7 @@ def test_moments_are_those_of_many_samples() -> None:
     grid, n = times.log_snr(sde, 4, **ends("vp")), 100_000
     mean, cov = data.marginal(grid[0])
     x = mean + np.random.default_rng(0).standard_normal((n, 2)) @ jnp.linalg.cholesky(cov).T
-    drawn = np.asarray(solve(sample_keys(0, 0, n), data, solver, grid, x).x)
+    drawn = np.asarray(solve(sample_keys(0, n), data, solver, grid, x).x)
     mean, cov = moments(solver, data, grid)
     deviations = np.sqrt(np.diag(cov))
     np.testing.assert_allclose((drawn.mean(0) - mean) / deviations, 0, atol=4 / np.sqrt(n))

@@ -89,7 +89,7 @@ def test_predictor_corrector_is_score_sdes_loop_step_by_step() -> None:
     solver = solvers.predictor_corrector(solvers.reverse_diffusion(), solvers.langevin(snr, norm="batch"))
     noise = lambda keys, stream, x, span: lambda i: jnp.asarray(recorded)[stream - 1, i]  # noqa: E731
     run = jax.jit(
-        lambda x: solve(sample_keys(0, 0, 4), gaussian("ve"), solver, jnp.asarray(grid), x, noise=noise, path=True)
+        lambda x: solve(sample_keys(0, 4), gaussian("ve"), solver, jnp.asarray(grid), x, noise=noise, path=True)
     )
     solution = run(start)
     np.testing.assert_allclose(solution.path, np.stack(states), rtol=1e-9, atol=1e-9)
@@ -166,7 +166,7 @@ def test_a_users_plain_function_is_a_solver_under_jit() -> None:
         return x, x, memory
 
     run = jax.jit(lambda solver, keys: sample(keys, gaussian("subvp"), solver, times.uniform(SDES["subvp"], 8)))
-    keys = sample_keys(0, 0, 4)
+    keys = sample_keys(0, 4)
     np.testing.assert_allclose(run(Solver(step=step), keys), run(solvers.ddim(), keys), rtol=1e-5)
 
 
@@ -181,14 +181,14 @@ def test_changing_a_solvers_numbers_does_not_recompile() -> None:
     made = [
         solvers.predictor_corrector(solvers.ddim(eta), solvers.langevin(snr)) for eta, snr in ((0.3, 0.1), (1.0, 0.2))
     ]
-    ends = [run(solver, sample_keys(0, 0, 2)) for solver in made]
+    ends = [run(solver, sample_keys(0, 2)) for solver in made]
     assert not np.allclose(*ends)
 
 
 @pytest.mark.parametrize("name", ["subvp", "ve"])
 @in_float64
 def test_gradients_by_eta_snr_and_times_are_those_of_finite_differences(name: str) -> None:
-    oracle, keys = gaussian(name), sample_keys(0, 0, 4)
+    oracle, keys = gaussian(name), sample_keys(0, 4)
 
     @jax.jit
     @jax.value_and_grad
