@@ -18,6 +18,7 @@ from diffuse_jax.cli.sample_files import FOLDER
 from diffuse_jax.config import ConfigError, base
 from diffuse_jax.config.build import DataInfo
 from diffuse_jax.config.run import CHECKPOINTS, read_run
+from diffuse_jax.config.solvers import value_of
 from diffuse_jax.nets import param_count
 
 _TAIL = 2**20  # bytes of metrics.jsonl in which the last of each number is looked for
@@ -110,7 +111,8 @@ def _last_lines(path: pathlib.Path) -> list[Mapping[str, Any]]:
 def _sampling(config: ConfigDict) -> str:
     c = config.sampling
     dtype = f", {c.dtype}" if c.dtype else ""
-    return f"{c.solver}, {c.steps} steps on grid {c.grid}, finish {c.finish}{dtype}; {c.num} samples"
+    steps = len(c.times) - 1 if c.grid == "explicit" and c.times else value_of(c, "steps")
+    return f"{c.solver}, {steps} steps on grid {c.grid}, finish {c.finish}{dtype}; {c.num} samples"
 
 
 def _files(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:

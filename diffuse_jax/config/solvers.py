@@ -14,7 +14,17 @@ from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.denoiser import from_score
 from diffuse_jax.sde import SDE, VE, VP, DiscreteVE, DiscreteVP, SubVP
 
-__all__ = ["CORRECTORS", "FIELDS", "SOLVERS", "SamplingPlan", "choose", "forget_unread", "sampling_plan", "settle"]
+__all__ = [
+    "CORRECTORS",
+    "FIELDS",
+    "SOLVERS",
+    "SamplingPlan",
+    "choose",
+    "forget_unread",
+    "sampling_plan",
+    "settle",
+    "value_of",
+]
 
 
 class _Choice(NamedTuple):
@@ -25,14 +35,15 @@ class _Choice(NamedTuple):
     fields: Mapping[str, str]
 
     def __call__(self, config: ConfigDict, *values: Any) -> Any:
-        given = {argument: _value(config, field) for argument, field in self.fields.items()}
+        given = {argument: value_of(config, field) for argument, field in self.fields.items()}
         return self.make(*values, **{argument: value for argument, value in given.items() if value is not None})
 
 
 _DEFAULTS = {"steps": 20}
 
 
-def _value(config: ConfigDict, field: str) -> Any:
+def value_of(config: ConfigDict, field: str) -> Any:
+    """A field of `config.sampling`, or what stands in for one that is None: None where that is the solver's own."""
     return _DEFAULTS.get(field) if config[field] is None else config[field]
 
 
@@ -206,7 +217,7 @@ def _score_sde(config: ConfigDict, sde: SDE, predictor: str, corrector: str | No
     options = {"probability_flow": config.kappa == 0}
     make = _reads(partial(solvers.score_sde, **options), "snr", steps="corrector_steps")
     solver = make(config, predictor.removeprefix(_SCORE_SDE), corrector, discretization)
-    grid = times.score_sde(sde, _value(config, "steps"), t_min if config.t_min is None else config.t_min)
+    grid = times.score_sde(sde, value_of(config, "steps"), t_min if config.t_min is None else config.t_min)
     # It says what it cannot do with these steps when it begins: here, and not where it is compiled.
     solver.init(jnp.zeros(1), grid, from_score(sde, lambda x, t: -x))
     return solver, grid

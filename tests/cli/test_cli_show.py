@@ -88,12 +88,14 @@ def test_a_run_without_a_checkpoint_and_one_of_imported_weights_are_shown(tmp_pa
     assert rows["process"] == "ve, sigma_max=30.0"
     assert rows["data"] == "digits: rows of shape (8, 8, 1), 17 grey levels" and "metrics" not in rows
     assert commands == [f"diffuse-jax train --workdir={tmp_path}"]
-    config.data.source = ""
+    assert rows["sampling"].startswith("sde_dpm_solver, 50 steps")
+    config.data.source, config.sampling.steps = "", None
     write_run(tmp_path, config, experiment.data)
     with Checkpoints(tmp_path / CHECKPOINTS) as checkpoints:
         checkpoints.save(5000, {"step": jax.numpy.asarray(5000), "ema": {"a": jax.numpy.zeros((3, 4))}})
     rows, commands = shown(tmp_path, capsys)
     assert rows["data"].startswith("not known: rows") and rows["network"] == "ncsnpp, 12 parameters"
     assert rows["progress"] == "step 5000 of 3000; checkpoints of steps 5000"
+    assert rows["sampling"].startswith("sde_dpm_solver, 20 steps")
     source = f"--workdir={tmp_path} --config.data.source=PATH"
     assert commands == [f"diffuse-jax sample --workdir={tmp_path}", f"diffuse-jax evaluate {source}"]
