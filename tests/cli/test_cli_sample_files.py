@@ -257,8 +257,9 @@ def test_memory_does_not_grow_with_the_number_of_samples(points, monkeypatch):
         assert sample(points, *options, f"--seed={seed}", f"--num={size * chunks}") == 0
         tracemalloc.stop()
         assert len(arrays_held) == chunks and max(arrays_held) == arrays_held[1]
-    # Keys, labels or samples of all of the second would be 4 bytes or more for each of 16,384 more.
-    assert held[1] - held[0] < 30_000, held
+    # Keys, labels or samples of all of the second would be 4 bytes or more for each of 16,384 more: 65,536. What is
+    # seen is some thousands, and 31,000 once beside other tests.
+    assert held[1] - held[0] < 50_000, held
 
 
 @pytest.mark.slow

@@ -53,7 +53,8 @@ def test_a_bfloat16_network_leaves_the_solvers_state_in_float32(solver: str) -> 
     # Of the network's products those of the time embedding and the last convolution stay float32.
     assert kinds.count(jnp.bfloat16) > 0.7 * len(kinds)
     assert floats([*jaxpr.invars, *jaxpr.outvars]) == {jnp.dtype("float32")}
-    (loop,) = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
+    (solve,) = [e.params["jaxpr"].jaxpr for e in jaxpr.eqns if e.params.get("name") == "_solve"]
+    (loop,) = [e for e in solve.eqns if e.primitive.name == "scan"]
     assert floats([*loop.invars, *loop.outvars]) == {jnp.dtype("float32")}
 
 
