@@ -50,7 +50,7 @@ def check_whole(workdir):
 
 
 def check_interrupted(command, toy_run, folder, moment):
-    workdir = folder / f"{command}_{moment:.2f}"
+    workdir = folder / f"{command}_{moment:.6f}"
     shutil.copytree(toy_run, workdir)
     status, err = interrupted(command, workdir, moment)
     said = [line for line in err.splitlines() if line.startswith("diffuse-jax")]
