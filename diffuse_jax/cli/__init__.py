@@ -222,6 +222,8 @@ def run() -> NoReturn:
     status, torn = _status(argv=None)
     if torn or (status and not _several_processes()):
         end(status)
+    # Its work is done; the interpreter's own end would put back the system's handler, which kills.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
 
 

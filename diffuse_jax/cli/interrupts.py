@@ -81,7 +81,7 @@ def end_interrupted(number: int = signal.SIGINT, frame: FrameType | None = None)
 
 def end(status: int) -> NoReturn:
     """Ends the process at once, without the interpreter's own end."""
-    with contextlib.suppress(RuntimeError):  # within a print
+    with contextlib.suppress(RuntimeError, OSError):  # within a print; of a reader that is gone
         sys.stderr.flush()
         sys.stdout.flush()
     os._exit(status)
