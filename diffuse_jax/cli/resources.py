@@ -52,7 +52,7 @@ def check_disk(experiment: Experiment, kept: Checkpoints) -> None:
     saves = math.ceil((c.steps - (there[-1] if there else 0)) / c.checkpoint_every)
     old = min(len(there), c.keep)
     more = min(old + saves, c.keep + 1) - old
-    state = jax.eval_shape(experiment.create_state)
+    state = experiment.state_shapes
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(kept.directory).free
     if free < more * size:
@@ -72,7 +72,7 @@ def check_training(experiment: Experiment, mesh: Mesh) -> None:
     batches = c.batch_size * row * (c.steps_per_call * stored + 4) // jax.process_count()
     _check(f"config.training.batch_size={c.batch_size} with steps_per_call={c.steps_per_call}", batches)
     if mesh.devices.flat[0].platform == "cpu":
-        state = jax.eval_shape(experiment.create_state)
+        state = experiment.state_shapes
         whole = device_bytes(state, state_sharding(mesh, state)) * jax.local_device_count()
         _check(f"config.model.name={experiment.config.model.name!r}, whose state is on every device,", whole)
     check_samples(experiment, experiment.config.sampling.num, "config.sampling.num")

@@ -166,7 +166,7 @@ def _start(experiment: Experiment, kept: Checkpoints, mesh: Mesh) -> TrainState:
     latest = kept.latest_step()
     if (step := from_first(-1 if latest is None else latest)) < 0:
         return make_state(experiment.create_state, mesh)
-    abstract = jax.eval_shape(experiment.create_state)
+    abstract = experiment.state_shapes
     state: TrainState = kept.restore(abstract, step, state_sharding(mesh, abstract))
     if int(state.step) != step:
         raise CheckpointError(
@@ -227,7 +227,7 @@ def _callbacks(experiment: Experiment, dataset: Dataset, mesh: Mesh, draw_grid: 
 def _dry_run(config: ConfigDict, mesh: Mesh) -> int:
     """Prints what would be trained, reading the data only where the config does not say their shape; writes nothing."""
     experiment = build(config)
-    state = jax.eval_shape(experiment.create_state)
+    state = experiment.state_shapes
     sharding = state_sharding(mesh, state)
     print(json.dumps(config.to_dict(), indent=2, default=str))
     shape = experiment.data.shape

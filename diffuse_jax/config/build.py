@@ -130,6 +130,11 @@ class Experiment:
         """The state at step 0, a function of the seed."""
         return create_state(self.net.init(self._key(0), self.data.shape), self.optimizer)
 
+    @property
+    def state_shapes(self) -> TrainState:
+        """The shapes of the state; the network was traced for those of its parameters, and is not again."""
+        return jax.eval_shape(lambda params: create_state(params, self.optimizer), self.params)
+
     def update(self, mesh: Mesh | None = None) -> StepFn:
         """One update of the state, `train_step` as the config has it; where the mesh splits the state, of parameters
         that are gathered first."""
