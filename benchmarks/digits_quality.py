@@ -9,9 +9,9 @@ import argparse
 import json
 import sys
 
-from diffuse_jax.cli.run import labels_in_turn, sampler, to_data
+from diffuse_jax.cli.common import labels_in_turn, sampler, to_data
 from diffuse_jax.config import build
-from diffuse_jax.config.run import read_run, restore
+from diffuse_jax.config.workdir import read_run, restore
 from diffuse_jax.evaluation import digits_report
 from diffuse_jax.training import make_mesh
 

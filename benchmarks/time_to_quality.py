@@ -73,7 +73,7 @@ def trained(experiment: Any, dataset: Any, at: Sequence[int], began: float) -> I
 def measured(overrides: Sequence[str], at: Sequence[int]) -> list[dict[str, Any]]:
     """The quality of one recipe at each of the steps, with the images and the seconds it took."""
     began = time.perf_counter()
-    from diffuse_jax.cli.run import labels_in_turn, sampler, to_data
+    from diffuse_jax.cli.common import labels_in_turn, sampler, to_data
     from diffuse_jax.config import build, describe, load_data, read
     from diffuse_jax.evaluation import digits_report
     from diffuse_jax.training import make_mesh

@@ -1,7 +1,6 @@
 """The public names of diffuse_jax, and where each is defined: what `__init__.py` loads on first use."""
 
 from . import (
-    elbo,
     likelihood,
     losses,
     nets,
@@ -32,6 +31,7 @@ from .sde import (
     from_log_alpha_sigma,
 )
 from .solvers import Solver, predictor_corrector
+from .variational_bound import elbo
 
 __all__ = [
     "EDM",

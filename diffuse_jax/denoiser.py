@@ -65,7 +65,7 @@ def _shaped_like(x: Array, value: Any, what: str) -> Array:
 
 @pytree
 class NetworkDenoiser:
-    """The denoiser of a network `net(params, x, label, *, cond, rng) -> F`, any callable with F shaped like x (batch,
+    """The denoiser of a network `net(params, x, c_noise, *, cond, rng) -> F`, any callable with F shaped like x (batch,
     …), but for a parameterization whose `output` takes a part.
 
     `cond` and `rng` are passed only where present; `rng` turns on dropout. `shape` is that of one sample, where it is
@@ -82,7 +82,7 @@ class NetworkDenoiser:
     def __post_init__(self) -> None:
         # Of the static parts alone: transformations put into the others what they like.
         if not callable(self.net):
-            raise TypeError(f"net={self.net!r} must be a function (params, x, label), such as LinenNet(module)")
+            raise TypeError(f"net={self.net!r} must be a function (params, x, c_noise), such as LinenNet(module)")
         if hasattr(self.net, "apply"):
             raise TypeError(f"net={type(self.net).__name__} is a module, not a function: give LinenNet(module)")
         if not isinstance(self.parameterization, Parameterization):
@@ -91,10 +91,10 @@ class NetworkDenoiser:
 
     def raw(self, x: Array, t: Any, cond: Any = None, rng: Array | None = None) -> Array:
         """F for x (batch, …) at t, a scalar or (batch,)."""
-        label = jnp.broadcast_to(self.parameterization.label(self.sde, t), x.shape[:1])
+        c_noise = jnp.broadcast_to(self.parameterization.c_noise(self.sde, t), x.shape[:1])
         present = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
         scaled = expand(self.parameterization.scale(self.sde, t), x) * x
-        output = self.parameterization.output(self.net(self.params, scaled, label, **present), x)
+        output = self.parameterization.output(self.net(self.params, scaled, c_noise, **present), x)
         return _shaped_like(x, output, "the network's output")
 
     def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:

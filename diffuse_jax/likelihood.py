@@ -26,7 +26,7 @@ from diffuse_jax._compile import compiled
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import Array
-from diffuse_jax.sde.base import row_sums
+from diffuse_jax.sde.process import row_sums
 from diffuse_jax.solvers.adaptive import integrate, one_velocity
 
 __all__ = [

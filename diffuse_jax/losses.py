@@ -17,7 +17,7 @@ from jax.scipy.special import ndtr, ndtri
 
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.sde import SDE, Array
-from diffuse_jax.sde.base import row_sums
+from diffuse_jax.sde.process import row_sums
 
 __all__ = [
     "denoising_score_matching",

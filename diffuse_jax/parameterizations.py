@@ -19,16 +19,16 @@ from diffuse_jax.sde import SDE, Array
 
 __all__ = [
     "Parameterization",
+    "c_noise_999t",
+    "c_noise_edm",
+    "c_noise_index",
+    "c_noise_nearest_index",
+    "c_noise_reversed_index",
+    "c_noise_sigma",
+    "c_noise_t",
     "edm",
     "flow",
     "iddpm",
-    "label_999t",
-    "label_edm",
-    "label_index",
-    "label_nearest_index",
-    "label_reversed_index",
-    "label_sigma",
-    "label_t",
     "noise",
     "score",
     "score_sde_ve",
@@ -38,42 +38,42 @@ __all__ = [
 ]
 
 
-# --- time labels: what a network is told of the time ------------------------------------------------------------------
+# --- c_noise: what a network is told of the time (EDM's name, 2206.00364, eq. 7) --------------------------------------
 
 
-def label_t(sde: SDE, t: Any) -> Array:
+def c_noise_t(sde: SDE, t: Any) -> Array:
     """t itself."""
     return jnp.asarray(t)
 
 
-def label_999t(sde: SDE, t: Any) -> Array:
-    """999·t, the label of score_sde's VP and sub-VP networks (T = 1), which read DDPM's step numbers 0 … 999."""
+def c_noise_999t(sde: SDE, t: Any) -> Array:
+    """999·t, as score_sde's VP and sub-VP networks are told (T = 1), which read DDPM's step numbers 0 … 999."""
     return 999 * jnp.asarray(t)
 
 
-def label_sigma(sde: SDE, t: Any) -> Array:
-    """σ(t), the label of score_sde's VE networks."""
+def c_noise_sigma(sde: SDE, t: Any) -> Array:
+    """σ(t), as score_sde's VE networks are told."""
     return sde.sigma(t)
 
 
-def label_edm(sde: SDE, t: Any) -> Array:
-    """¼·log(σ/α), the label of EDM's networks (2206.00364, table 1): it is negative at small noise."""
+def c_noise_edm(sde: SDE, t: Any) -> Array:
+    """¼·log(σ/α), as EDM's networks are told (2206.00364, table 1): it is negative at small noise."""
     return -0.125 * sde.log_snr(t)
 
 
-def label_index(sde: SDE, t: Any) -> Array:
+def c_noise_index(sde: SDE, t: Any) -> Array:
     """t·N/T − 1, at least 0 and not rounded: at an own time of a process of a table of N, the number of its entry, what
     DDPM's networks read. TypeError for a process without a table."""
     return jnp.maximum(jnp.asarray(t) * (_table_of(sde).N / sde.T) - 1, 0)
 
 
-def label_reversed_index(sde: SDE, t: Any) -> Array:
-    """N − 1 − `label_index`, rounded: what SMLD's networks read, whose noise levels descend. TypeError for a process
+def c_noise_reversed_index(sde: SDE, t: Any) -> Array:
+    """N − 1 − `c_noise_index`, rounded: what SMLD's networks read, whose noise levels descend. TypeError for a process
     without a table."""
-    return _table_of(sde).N - 1 - jnp.round(label_index(sde, t))
+    return _table_of(sde).N - 1 - jnp.round(c_noise_index(sde, t))
 
 
-def label_nearest_index(sde: SDE, t: Any) -> Array:
+def c_noise_nearest_index(sde: SDE, t: Any) -> Array:
     """The entry, 0 … N − 1, of a process's table whose σ/α is the nearest to that at t: EDM's rounding for networks
     that know N times only (2206.00364, table 1). TypeError for a process without a table."""
     times = _table_of(sde).table_times()
@@ -84,9 +84,7 @@ def label_nearest_index(sde: SDE, t: Any) -> Array:
 
 def _table_of(sde: SDE) -> Any:
     if not hasattr(sde, "table_times"):
-        raise TypeError(
-            f"an index is the label of a process of a table, DiscreteVP or DiscreteVE, not {type(sde).__name__}"
-        )
+        raise TypeError(f"an index is for a process of a table, DiscreteVP or DiscreteVE, not {type(sde).__name__}")
     return sde
 
 
@@ -102,13 +100,14 @@ class Parameterization(NamedTuple):
     """What a network's output F means. Pure functions, compared by identity; write your own by stating the first two.
 
     `coefficients(sde, t) -> (a, b, c, d)` with x0 = a·x + b·F and eps = c·x + d·F; `target(sde, x0, eps, t)` is the F
-    that a perfect network would give for x = α·x0 + σ·eps (t broadcastable to x0); `label(sde, t)` is the time that the
-    network reads, `scale(sde, t)` the factor on the x that it reads, and `output(raw, x)` what of its raw output is F.
+    that a perfect network would give for x = α·x0 + σ·eps (t broadcastable to x0); `c_noise(sde, t)` is the time as
+    the network reads it, `scale(sde, t)` the factor on the x that it reads, and `output(raw, x)` what of its raw output
+    is F.
     """
 
     coefficients: Callable[[SDE, Any], tuple[Any, Any, Any, Any]]
     target: Callable[[SDE, Array, Array, Any], Array]
-    label: Callable[[SDE, Any], Array] = label_t
+    c_noise: Callable[[SDE, Any], Array] = c_noise_t
     scale: Callable[[SDE, Any], Any] = _no_scale
     output: Callable[[Array, Array], Array] = _whole
 
@@ -192,7 +191,7 @@ def _edm(sigma_data: float) -> Parameterization:
     return Parameterization(
         functools.partial(_edm_coefficients, sigma_data),
         functools.partial(_edm_target, sigma_data),
-        label_edm,
+        c_noise_edm,
         functools.partial(_edm_scale, sigma_data),
     )
 
@@ -209,13 +208,13 @@ x0 = Parameterization(_x0_coefficients, _x0_target)
 v = Parameterization(_v_coefficients, _v_target)
 #: F = ∇ log p_t(x).
 score = Parameterization(_score_coefficients, _score_target)
-#: score_sde's continuous VP and sub-VP networks: label 999·t, score = −F/σ, so F = eps.
-score_sde_vp = noise._replace(label=label_999t)
-#: score_sde's continuous VE networks: label σ, F = score (the network divides by σ itself where `scale_by_sigma` is
+#: score_sde's continuous VP and sub-VP networks: told 999·t, score = −F/σ, so F = eps.
+score_sde_vp = noise._replace(c_noise=c_noise_999t)
+#: score_sde's continuous VE networks: told σ, F = score (the network divides by σ itself where `scale_by_sigma` is
 #: set).
-score_sde_ve = score._replace(label=label_sigma)
+score_sde_ve = score._replace(c_noise=c_noise_sigma)
 #: F = eps − x0, the velocity of rectified flow (Liu et al., 2209.03003, eq. 1), for any α and σ.
 flow = Parameterization(_flow_coefficients, _flow_target)
 #: Improved DDPM's and ADM's networks (2102.09672) on a DiscreteVP: F = eps is the first half of their output, the
-#: other half being a learned variance, and their label is the nearest entry of their table.
-iddpm = noise._replace(label=label_nearest_index, output=_first_channels)
+#: other half being a learned variance, and they are told the nearest entry of their table.
+iddpm = noise._replace(c_noise=c_noise_nearest_index, output=_first_channels)

@@ -26,7 +26,7 @@ from diffuse_jax._compile import compiled
 from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.sde import SDE, Array
 from diffuse_jax.solvers.adaptive import Transported, transport
-from diffuse_jax.solvers.base import Noise, Solver
+from diffuse_jax.solvers.solver import Noise, Solver
 
 __all__ = [
     "NoiseSource",

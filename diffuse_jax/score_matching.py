@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diffuse_jax.likelihood import exact_trace
 from diffuse_jax.sde import Array, expand
-from diffuse_jax.sde.base import row_sums
+from diffuse_jax.sde.process import row_sums
 
 __all__ = [
     "Score",

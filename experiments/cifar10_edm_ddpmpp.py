@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.data.augment = 0.12
     config.sde.name = "edm"
     config.model = network("song_unet", channel_mult=(2, 2, 2), dropout=0.13)
-    config.parameterization.name = config.parameterization.label = "edm"
+    config.parameterization.name = config.parameterization.c_noise = "edm"
     config.loss.times = "log_normal"
     config.loss.weight = "edm"
     config.loss.reduction = "half_sum"

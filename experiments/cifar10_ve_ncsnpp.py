@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     config = read("cifar10_ve_ncsnpp_continuous")
     config.sde.name = "smld"
     config.model.embedding_type = "positional"
-    config.parameterization.label = "reversed_index"
+    config.parameterization.c_noise = "reversed_index"
     config.loss.times = "table"
     return config

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.sde.name = "ve"
     config.model = network("ncsnpp")
     config.parameterization.name = "score"
-    config.parameterization.label = "sigma"
+    config.parameterization.c_noise = "sigma"
     config.loss.reduction = "half_sum"
     config.ema.rate = 0.999
     # Its corrector couples the samples of a batch; that of "reverse_diffusion+langevin" does not.

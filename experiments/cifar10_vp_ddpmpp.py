@@ -22,7 +22,7 @@ PUBLISHED = Published(
 def get_config() -> ConfigDict:
     config = read("cifar10_vp_ddpmpp_continuous")
     config.sde.name = "ddpm"
-    config.parameterization.label = "index"
+    config.parameterization.c_noise = "index"
     config.loss.times = "table"
     config.sampling.solver = "score_sde:ancestral"
     return config

@@ -10,7 +10,7 @@ def get_config(source: str = "checkerboard") -> ConfigDict:
     config.data.source = source
     config.model = network("mlp", width=128, depth=4, frequencies=3)
     config.parameterization.name = "v"
-    config.parameterization.label = "t"
+    config.parameterization.c_noise = "t"
     config.loss.times = "importance"
     config.loss.t_min = 1e-3
     config.optimizer.learning_rate = 3e-3

@@ -136,10 +136,10 @@ def test_labels_of_tables_are_the_numbers_of_their_entries() -> None:
     def labels(t: Any) -> Any:
         between = smld.inverse_log_snr(-2 * jnp.log(jnp.asarray([0.2, 0.215])))
         return (
-            parameterizations.label_index(ddpm, t),
-            parameterizations.label_nearest_index(ddpm, t),
-            parameterizations.label_reversed_index(smld, smld.table_times()),
-            parameterizations.label_nearest_index(smld, between),
+            parameterizations.c_noise_index(ddpm, t),
+            parameterizations.c_noise_nearest_index(ddpm, t),
+            parameterizations.c_noise_reversed_index(smld, smld.table_times()),
+            parameterizations.c_noise_nearest_index(smld, between),
         )
 
     index, nearest, reversed_index, between = labels(t)
@@ -149,7 +149,7 @@ def test_labels_of_tables_are_the_numbers_of_their_entries() -> None:
     np.testing.assert_array_equal(reversed_index, [4, 3, 2, 1, 0])
     # Between 0.1 and √0.1 the middle is 0.208: σ, not its logarithm, is rounded.
     np.testing.assert_array_equal(between, [0, 1])
-    for label in ("label_index", "label_reversed_index", "label_nearest_index"):
+    for label in ("c_noise_index", "c_noise_reversed_index", "c_noise_nearest_index"):
         with pytest.raises(TypeError, match="a process of a table, DiscreteVP or DiscreteVE, not EDM"):
             getattr(parameterizations, label)(EDM(), t)
 
@@ -175,7 +175,7 @@ def test_the_member_with_a_limit_is_finite_at_the_ends_of_time(name: str) -> Non
 def test_score_sdes_vp_network_reads_999_t_and_its_score_is_minus_f_over_the_deviation(name: str) -> None:
     t = jnp.asarray([0.0, 1e-3, 0.5, 1.0])
     reads_label = NetworkDenoiser(
-        SDES[name], None, lambda params, x, label: label[:, None] + x, parameterizations.score_sde_vp
+        SDES[name], None, lambda params, x, c_noise: c_noise[:, None] + x, parameterizations.score_sde_vp
     )
     x = jnp.ones((4, 1))
     np.testing.assert_allclose(reads_label.raw(x, t)[:, 0], 999 * t + 1, rtol=1e-6)
@@ -186,7 +186,7 @@ def test_score_sdes_vp_network_reads_999_t_and_its_score_is_minus_f_over_the_dev
 def test_score_sdes_ve_network_reads_sigma_and_is_the_score() -> None:
     t = jnp.asarray([1e-5, 0.5, 1.0])
     reads_label = NetworkDenoiser(
-        SDES["ve"], None, lambda params, x, label: label[:, None] + x, parameterizations.score_sde_ve
+        SDES["ve"], None, lambda params, x, c_noise: c_noise[:, None] + x, parameterizations.score_sde_ve
     )
     expected = PROCESSES["ve"].sigma(t) + 1
     np.testing.assert_allclose(reads_label.raw(jnp.ones((3, 1)), t)[:, 0], expected, rtol=1e-5)
@@ -324,7 +324,7 @@ class TestThePublishedPreconditioners:
     def test_vp(self) -> None:
         sigma = self.sigma[:, None]
         t = (np.sqrt(0.1**2 + 2 * 19.9 * np.log(1 + self.sigma**2)) - 0.1) / 19.9
-        denoise = NetworkDenoiser(VP(), None, lambda p, x, label: fixed_net(x, label), parameterizations.score_sde_vp)
+        denoise = NetworkDenoiser(VP(), None, lambda p, x, c: fixed_net(x, c), parameterizations.score_sde_vp)
         self.check(denoise, self.x - sigma * fixed_net(self.x / np.sqrt(1 + sigma**2), 999 * t))
 
     @in_float64
@@ -345,7 +345,7 @@ class TestThePublishedPreconditioners:
         raw = fixed_net(self.x / norm, np.log(self.sigma) / 4)
         expected = 0.5**2 / norm**2 * self.x + 0.5 * sigma / norm * raw
         for sde in (EDM(), VP(), RectifiedFlow()):
-            denoise = NetworkDenoiser(sde, None, lambda p, x, label: fixed_net(x, label), parameterizations.edm(0.5))
+            denoise = NetworkDenoiser(sde, None, lambda p, x, c: fixed_net(x, c), parameterizations.edm(0.5))
             self.check(denoise, expected)
 
     @in_float64
@@ -358,7 +358,10 @@ class TestThePublishedPreconditioners:
         label = steps - 1 - np.argmin(np.abs(u[:, None] - self.sigma), axis=0)
         raw = fixed_net(self.x / np.sqrt(1 + sigma**2), label, channels=2)[:, :3]
         denoise = NetworkDenoiser(
-            DiscreteVP(cosine_betas(steps)), None, lambda p, x, label: fixed_net(x, label, 2), parameterizations.iddpm
+            DiscreteVP(cosine_betas(steps)),
+            None,
+            lambda p, x, c: fixed_net(x, c, 2),
+            parameterizations.iddpm,
         )
         self.check(denoise, self.x - sigma * raw)
 

@@ -12,11 +12,11 @@ from closed_forms import ALL_PROCESSES, ALL_SDES, PROCESSES, SDES, in_float64
 
 from diffuse_jax import times
 from diffuse_jax.denoiser import Conditioned, from_score
-from diffuse_jax.elbo import ELBO, discrete_reconstruction, elbo, gaussian_reconstruction, prior_kl
 from diffuse_jax.likelihood import nats_to_bits_per_dim
 from diffuse_jax.oracles import Gaussian, Mixture
 from diffuse_jax.sampling import sample_keys
 from diffuse_jax.sde import SDE, from_log_alpha_sigma
+from diffuse_jax.variational_bound import ELBO, discrete_reconstruction, elbo, gaussian_reconstruction, prior_kl
 
 VARIANCE = 0.3
 ENTROPY = 0.5 * np.log(2 * np.pi * np.e * VARIANCE)

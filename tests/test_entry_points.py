@@ -23,10 +23,10 @@ from diffuse_jax import (
     solvers,
     times,
 )
-from diffuse_jax.elbo import discrete_reconstruction, elbo
 from diffuse_jax.likelihood import hutchinson_trace
 from diffuse_jax.sampling import denoise_once
 from diffuse_jax.training import make_mesh
+from diffuse_jax.variational_bound import discrete_reconstruction, elbo
 
 TRACES = []
 

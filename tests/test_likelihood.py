@@ -21,7 +21,6 @@ from closed_forms import (
 )
 
 from diffuse_jax.denoiser import Conditioned, from_score, on_process
-from diffuse_jax.elbo import elbo
 from diffuse_jax.likelihood import (
     bits_per_dim,
     dequantize,
@@ -34,6 +33,7 @@ from diffuse_jax.likelihood import (
 from diffuse_jax.oracles import Gaussian, Mixture
 from diffuse_jax.sampling import keyed_noise, sample_keys
 from diffuse_jax.sde import VP
+from diffuse_jax.variational_bound import elbo
 
 MEAN, COV = gaussian_data(8)
 X = np.random.default_rng(0).multivariate_normal(MEAN, COV, 4)

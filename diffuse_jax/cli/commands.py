@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from diffuse_jax.cli.convert import export, import_
 from diffuse_jax.cli.evaluate import evaluate, likelihood
+from diffuse_jax.cli.import_export import export, import_
 from diffuse_jax.cli.sample import sample
 from diffuse_jax.cli.show import show
 from diffuse_jax.cli.train import train

@@ -8,9 +8,9 @@ import numpy as np
 
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
+from diffuse_jax.cli.common import TrainedRun, free_name, labels_in_turn, open_run, sampler, to_data
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
-from diffuse_jax.cli.run import TrainedRun, free_name, labels_in_turn, open_run, sampler, to_data
 from diffuse_jax.config import load_data
 from diffuse_jax.config.build import TRACES
 from diffuse_jax.data import DataError, Dataset

@@ -9,9 +9,9 @@ import numpy as np
 
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
+from diffuse_jax.cli.common import TrainedRun, free_name, open_run, picture, sampler, to_data
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
-from diffuse_jax.cli.run import TrainedRun, free_name, open_run, picture, sampler, to_data
 from diffuse_jax.cli.sample_files import sample_files
 from diffuse_jax.config import ConfigError
 from diffuse_jax.evaluation import save_gif, save_png

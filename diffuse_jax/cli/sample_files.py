@@ -17,8 +17,8 @@ import numpy as np
 from diffuse_jax._files import written_atomically
 from diffuse_jax._progress import progress_bar
 from diffuse_jax.checkpoints import read_json, write_json_atomic
+from diffuse_jax.cli.common import TrainedRun, free_name, sampler, to_data
 from diffuse_jax.cli.distributed import first, from_first, together
-from diffuse_jax.cli.run import TrainedRun, free_name, sampler, to_data
 from diffuse_jax.config import ConfigError, base
 from diffuse_jax.evaluation import save_png
 

@@ -13,12 +13,12 @@ import jax
 from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json
-from diffuse_jax.cli.run import workdir_of
+from diffuse_jax.cli.common import workdir_of
 from diffuse_jax.cli.sample_files import FOLDER
 from diffuse_jax.config import ConfigError, base
 from diffuse_jax.config.build import DataInfo
-from diffuse_jax.config.run import CHECKPOINTS, read_run
-from diffuse_jax.config.solvers import value_of
+from diffuse_jax.config.sampling_section import value_of
+from diffuse_jax.config.workdir import CHECKPOINTS, read_run
 from diffuse_jax.nets import param_count
 
 _TAIL = 2**20  # bytes of metrics.jsonl in which the last of each number is looked for
@@ -60,7 +60,7 @@ def _experiment(c: ConfigDict, data: DataInfo, rows: int | None, parameters: str
     own = [f"{name}={value}" for name, value in c.sde.items() if name != "name" and value != defaults.get(name)]
     yield "process", ", ".join([c.sde.name, *own])
     yield "network", c.model.name + parameters
-    yield "parameterization", f"{c.parameterization.name}, time label {c.parameterization.label}"
+    yield "parameterization", f"{c.parameterization.name}, c_noise {c.parameterization.c_noise}"
     stratified = ", stratified" if c.loss.stratified else ""
     yield "loss", f"weight {c.loss.weight}, times {c.loss.times}{stratified}, batches of {c.training.batch_size}"
 

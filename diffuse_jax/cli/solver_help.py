@@ -1,6 +1,7 @@
 """What `sample --help` and `evaluate --help` say of the names that `--solver` takes.
 
-Typed here, and held by a test against `config.solvers`, so that the help needs none of what that module imports.
+Typed here, and held by a test against `config.sampling_section`, so that the help needs none of what that module
+imports.
 """
 
 __all__ = ["CORRECTORS", "GROUPS", "solver_help"]

@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffuse_jax.checkpoints import CheckpointError, Checkpoints
+from diffuse_jax.cli.common import labels_in_turn, picture, sampler, to_data, workdir_of
 from diffuse_jax.cli.distributed import check_same, check_shared, first, from_first, together
 from diffuse_jax.cli.resources import check_disk, check_training, check_writable, device_bytes
-from diffuse_jax.cli.run import labels_in_turn, picture, sampler, to_data, workdir_of
 from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, override, read
-from diffuse_jax.config.run import CHECKPOINTS, check_fits, is_run, read_run, write_run
+from diffuse_jax.config.workdir import CHECKPOINTS, check_fits, is_run, read_run, write_run
 from diffuse_jax.data import TOYS, Batches, Dataset, prefetch
 from diffuse_jax.evaluation import HeldoutLoss, mean_and_error, save_png
 from diffuse_jax.nets import param_count

@@ -2,11 +2,11 @@
 
 from diffuse_jax.config.build import DataInfo, Experiment, build, describe, load_data
 from diffuse_jax.config.errors import ConfigError
-from diffuse_jax.config.files import experiments, override, read, resolve
+from diffuse_jax.config.experiment_files import experiments, override, read, resolve
 from diffuse_jax.config.numbers import check_numbers
-from diffuse_jax.config.run import load
+from diffuse_jax.config.sampling_section import SamplingPlan, sampling_plan
 from diffuse_jax.config.schema import base, network
-from diffuse_jax.config.solvers import SamplingPlan, sampling_plan
+from diffuse_jax.config.workdir import load
 
 __all__ = [
     "ConfigError",

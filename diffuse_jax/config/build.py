@@ -20,8 +20,8 @@ from diffuse_jax import likelihood, parameterizations
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.config.objectives import objectives
+from diffuse_jax.config.sampling_section import SamplingPlan, choose, sampling_plan
 from diffuse_jax.config.schema import NETWORKS, base
-from diffuse_jax.config.solvers import SamplingPlan, choose, sampling_plan
 from diffuse_jax.data import TOYS, DataError, Dataset, load_dataset
 from diffuse_jax.data.augment import AUGMENT_DIM
 from diffuse_jax.data.load import check_asked
@@ -68,14 +68,14 @@ _PARAMETERIZATIONS: dict[str, Callable[[ConfigDict], Parameterization]] = {
     "edm": lambda c: parameterizations.edm(c.sigma_data),
     "flow": lambda c: parameterizations.flow,
 }
-_LABELS = {
-    "t": parameterizations.label_t,
-    "999t": parameterizations.label_999t,
-    "sigma": parameterizations.label_sigma,
-    "edm": parameterizations.label_edm,
-    "index": parameterizations.label_index,
-    "reversed_index": parameterizations.label_reversed_index,
-    "nearest_index": parameterizations.label_nearest_index,
+_C_NOISES = {
+    "t": parameterizations.c_noise_t,
+    "999t": parameterizations.c_noise_999t,
+    "sigma": parameterizations.c_noise_sigma,
+    "edm": parameterizations.c_noise_edm,
+    "index": parameterizations.c_noise_index,
+    "reversed_index": parameterizations.c_noise_reversed_index,
+    "nearest_index": parameterizations.c_noise_nearest_index,
 }
 #: `config.evaluation.trace`.
 TRACES = {
@@ -210,7 +210,7 @@ def build(config: ConfigDict, data: DataInfo | None = None) -> Experiment:
     _check_process(config.sde, sde)
     net = _network(config, data)
     parameterization = _parameterization(config, sde)
-    _check_label(config)
+    _check_c_noise(config)
     params = _parameter_shapes(config.model.name, net, parameterization, data)
     loss, heldout_loss = objectives(config, sde, net, parameterization, data.shape, data.levels)
     return Experiment(
@@ -281,40 +281,40 @@ def _noise_levels(config: ConfigDict) -> dict[str, float]:
 def _parameterization(config: ConfigDict, sde: SDE) -> Parameterization:
     c = config.parameterization
     make = choose(_PARAMETERIZATIONS, c.name, "parameterization.name")
-    label = choose(_LABELS, c.label, "parameterization.label")
+    c_noise = choose(_C_NOISES, c.c_noise, "parameterization.c_noise")
     try:
-        jax.eval_shape(lambda: label(sde, 0.5 * sde.T))
+        jax.eval_shape(lambda: c_noise(sde, 0.5 * sde.T))
     except TypeError as error:
-        raise ConfigError(f"config.parameterization.label={c.label!r}: {_line(error)}") from error
-    return _section(make, "parameterization", c)._replace(label=label)
+        raise ConfigError(f"config.parameterization.c_noise={c.c_noise!r}: {_line(error)}") from error
+    return _section(make, "parameterization", c)._replace(c_noise=c_noise)
 
 
-def _check_label(config: ConfigDict) -> None:
-    """ConfigError where a network of `NETWORKS` takes its label for another one than it is told."""
-    model, label = config.model, config.parameterization.label
+def _check_c_noise(config: ConfigDict) -> None:
+    """ConfigError where a network of `NETWORKS` takes what it is told of the time for another one than it is."""
+    model, c_noise = config.model, config.parameterization.c_noise
     fourier = "fourier" in (model.get("embedding_type"), model.get("time_embedding_type"))
-    if label == "edm" and (model.name == "mlp" or (fourier and model.name != "song_unet")):
+    if c_noise == "edm" and (model.name == "mlp" or (fourier and model.name != "song_unet")):
         raise ConfigError(
-            "config.parameterization.label='edm' is negative at small noise, and the network takes its logarithm: with "
-            f"config.model.name={model.name!r} the label must be 'sigma', or 't'"
+            "config.parameterization.c_noise='edm' is negative at small noise, and the network takes its logarithm: "
+            f"with config.model.name={model.name!r} it must be 'sigma', or 't'"
         )
     if ":" in model.name:
         return
-    if fourier and (model.get("scale_by_sigma") or model.name == "unet2d") and label != "sigma":
+    if fourier and (model.get("scale_by_sigma") or model.name == "unet2d") and c_noise != "sigma":
         raise ConfigError(
-            f"config.parameterization.label={label!r} must be 'sigma': with Fourier features config.model.name="
-            f"{model.name!r} divides its output by the label, as config.model.scale_by_sigma says where there is one"
+            f"config.parameterization.c_noise={c_noise!r} must be 'sigma': with Fourier features config.model.name="
+            f"{model.name!r} divides its output by it, as config.model.scale_by_sigma says where there is one"
         )
-    if model.get("scale_by_sigma") and not fourier and (config.sde.name, label) != ("smld", "reversed_index"):
+    if model.get("scale_by_sigma") and not fourier and (config.sde.name, c_noise) != ("smld", "reversed_index"):
         raise ConfigError(
             "config.model.scale_by_sigma divides the network's output by the entry of a descending table of noise "
-            "levels that its label names: it needs config.sde.name='smld' and config.parameterization.label="
-            "'reversed_index', or of ncsnpp config.model.embedding_type='fourier' and label='sigma'"
+            "levels that c_noise names: it needs config.sde.name='smld' and config.parameterization.c_noise="
+            "'reversed_index', or of ncsnpp config.model.embedding_type='fourier' and c_noise='sigma'"
         )
-    if model.name == "ncsn" and label not in _INDICES:
+    if model.name == "ncsn" and c_noise not in _INDICES:
         raise ConfigError(
-            f"config.parameterization.label={label!r} must be one of {', '.join(_INDICES)}, of a process of a table: "
-            "config.model.name='ncsn' has parameters for each noise level"
+            f"config.parameterization.c_noise={c_noise!r} must be one of {', '.join(_INDICES)}, of a process of a "
+            "table: config.model.name='ncsn' has parameters for each noise level"
         )
 
 

@@ -52,7 +52,7 @@ _SCORE_SDE_KINDS = {
 }
 #: Its data sets that TFDS prepares at the size that it trains on.
 _DATASETS = {"CIFAR10": "tfds:cifar10", "SVHN": "tfds:svhn_cropped"}
-#: (its name of a process, whether in continuous time) -> process, parameterization, label.
+#: (its name of a process, whether in continuous time) -> process, parameterization, c_noise.
 _SCORE_SDE_PROCESSES = {
     ("vesde", True): ("ve", "score", "sigma"),
     ("vesde", False): ("smld", "score", "reversed_index"),
@@ -85,7 +85,7 @@ def score_sde_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {field: option.partition(".")[2] for option, field in _SCORE_SDE_FIELDS.items()}
     fields: dict[str, Any] = {"data.channels": 3, "data.centered": False, "ema.rate": 0.999}
     fields |= {field: flat[option] for field, option in given.items() if option in flat}
-    fields |= dict(zip(("sde.name", "parameterization.name", "parameterization.label"), process, strict=True))
+    fields |= dict(zip(("sde.name", "parameterization.name", "parameterization.c_noise"), process, strict=True))
     if fields.get("optimizer.clip", 0.0) < 0:  # it does not clip then, as with 0 here
         fields["optimizer.clip"] = 0.0
     fields["data.source"] = _DATASETS.get(str(flat.get("dataset", "")).upper(), "")
@@ -130,13 +130,13 @@ def score_sde_options(experiment: Experiment) -> dict[str, Any]:
     """The options of score_sde, in its sections, that say what an experiment does. A sampler that it does not have is
     left out. ConversionError for a network or a process that it does not have."""
     config = experiment.config
-    said = (config.sde.name, config.parameterization.name, config.parameterization.label)
+    said = (config.sde.name, config.parameterization.name, config.parameterization.c_noise)
     named = next((named for named, process in _SCORE_SDE_PROCESSES.items() if process == said), None)
     if named is None:
         known = "; ".join(", ".join(process) for process in sorted(set(_SCORE_SDE_PROCESSES.values())))
         raise ConversionError(
-            f"score_sde has no process {said[0]!r} with parameterization {said[1]!r} and label {said[2]!r}: a run that "
-            f"can be exported has one of {known}"
+            f"score_sde has no process {said[0]!r} with parameterization {said[1]!r} and c_noise {said[2]!r}: a run "
+            f"that can be exported has one of {known}"
         )
     options: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
     options["model"] |= options_of(experiment.net.module, experiment.data.shape)
@@ -252,7 +252,7 @@ def edm_fields(options: Mapping[str, Any]) -> dict[str, Any]:
             "sde.sigma_min": 0.002,
             "sde.sigma_max": 80.0,
             "parameterization.name": "edm",
-            "parameterization.label": "edm",
+            "parameterization.c_noise": "edm",
             "parameterization.sigma_data": options.get("sigma_data", 0.5),
             "loss.weight": "edm",
             "loss.times": "log_normal",
@@ -260,6 +260,12 @@ def edm_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     if precond == "vp":
         beta_min = options.get("beta_min", 0.1)
         betas = {"sde.beta_min": beta_min, "sde.beta_max": beta_min + options.get("beta_d", 19.9)}
-        return {**fields, **betas, "sde.name": "vp", "parameterization.name": "noise", "parameterization.label": "999t"}
+        return {
+            **fields,
+            **betas,
+            "sde.name": "vp",
+            "parameterization.name": "noise",
+            "parameterization.c_noise": "999t",
+        }
     named = options.get("class_name") or options["precond"]
     raise ConversionError(f"precond={named!r} is not carried over: only EDMPrecond and VPPrecond are")

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from diffuse_jax._fields import GROUP, check_fields, optional
 from diffuse_jax.config.build import DataInfo, Experiment, build
-from diffuse_jax.config.files import override
+from diffuse_jax.config.experiment_files import override
 from diffuse_jax.config.foreign_options import diffusers_fields, edm_fields, score_sde_fields
+from diffuse_jax.config.sampling_section import forget_unread
 from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
-from diffuse_jax.config.solvers import forget_unread
 from diffuse_jax.convert import (
     ConversionError,
     Weights,

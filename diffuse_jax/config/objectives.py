@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from diffuse_jax import losses
 from diffuse_jax.config.errors import ConfigError
-from diffuse_jax.config.solvers import choose
+from diffuse_jax.config.sampling_section import choose
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.parameterizations import Parameterization

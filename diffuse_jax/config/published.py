@@ -7,7 +7,7 @@ differ by and still count as the same; its reason stands with it.
 import dataclasses
 import runpy
 
-from diffuse_jax.config.files import resolve
+from diffuse_jax.config.experiment_files import resolve
 
 __all__ = ["ANOTHER_RUN", "EDM_SPREAD", "Figure", "Published", "bits_per_dim", "fid", "inception_score", "published"]
 

@@ -125,7 +125,7 @@ def base() -> ConfigDict:
                 "name": "noise",
                 # The time it is told: t, 999t, sigma, edm (¼·log of σ/α), or of ddpm and smld the entry of their table:
                 # index, reversed_index, nearest_index.
-                "label": "999t",
+                "c_noise": "999t",
                 # edm: the standard deviation of the data.
                 "sigma_data": 0.5,
             },

@@ -1,11 +1,10 @@
 """Other programs' weights: pure functions from their named arrays and options to (network, variables), and readers of
 their files that run no foreign code."""
 
-from diffuse_jax.convert.diffusers import diffusers_process, from_diffusers, to_diffusers
-from diffuse_jax.convert.edm import edm_preconditioner, from_edm
-from diffuse_jax.convert.files import Weights, read_options, read_weights, write_safetensors
-from diffuse_jax.convert.names import MOST_LEVELS, ConversionError
-from diffuse_jax.convert.score_sde import (
+from diffuse_jax.convert.checks import MOST_LEVELS, ConversionError
+from diffuse_jax.convert.diffusers_checkpoints import diffusers_process, from_diffusers, to_diffusers
+from diffuse_jax.convert.edm_checkpoints import edm_preconditioner, from_edm
+from diffuse_jax.convert.score_sde_checkpoints import (
     from_score_sde,
     named_ema,
     network_of,
@@ -13,6 +12,7 @@ from diffuse_jax.convert.score_sde import (
     score_sde_params,
     to_score_sde,
 )
+from diffuse_jax.convert.weights import Weights, read_options, read_weights, write_safetensors
 
 __all__ = [
     "MOST_LEVELS",

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from diffuse_jax.convert.names import ConversionError
+from diffuse_jax.convert.checks import ConversionError
 
 __all__ = ["EXPORT", "LEGACY_MAGIC", "Storage", "Tensor", "arrays_of", "first_global", "open_legacy", "open_zip"]
 

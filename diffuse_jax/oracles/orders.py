@@ -16,7 +16,7 @@ from diffuse_jax.oracles.closed_forms import Gaussian
 from diffuse_jax.sampling import solve
 from diffuse_jax.sde import SDE, Array
 from diffuse_jax.solvers.adaptive import adaptive
-from diffuse_jax.solvers.base import Solver
+from diffuse_jax.solvers.solver import Solver
 
 __all__ = ["Order", "moments", "order_of"]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax._pytree import pytree, static
-from diffuse_jax.sde.base import SDE, Array, VariancePreserving, floating
+from diffuse_jax.sde.process import SDE, Array, VariancePreserving, floating
 
 __all__ = ["VE", "VP", "SubVP"]
 

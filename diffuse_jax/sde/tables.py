@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffuse_jax._pytree import pytree
-from diffuse_jax.sde.base import SDE, Array, VariancePreserving, floating
+from diffuse_jax.sde.process import SDE, Array, VariancePreserving, floating
 
 __all__ = ["DiscreteVE", "DiscreteVP", "cosine_betas", "geometric_sigmas", "linear_betas"]
 

@@ -12,8 +12,8 @@ from diffuse_jax._compile import compiled
 from diffuse_jax._pytree import Static
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sde import Array
-from diffuse_jax.solvers.base import Noise, Solver
 from diffuse_jax.solvers.flow import velocity
+from diffuse_jax.solvers.solver import Noise, Solver
 
 __all__ = ["AdaptiveMemory", "Integrated", "Transported", "adaptive", "integrate", "transport"]
 

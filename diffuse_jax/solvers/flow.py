@@ -14,8 +14,8 @@ from jax.tree_util import Partial
 from diffuse_jax._checks import check_not_negative
 from diffuse_jax.denoiser import Denoised, Denoiser
 from diffuse_jax.sde import Array, expand
-from diffuse_jax.solvers.base import Noise, Solver
 from diffuse_jax.solvers.exponential import root, sigma_ratio
+from diffuse_jax.solvers.solver import Noise, Solver
 
 __all__ = ["ddim", "edm", "heun", "velocity"]
 

@@ -16,7 +16,7 @@ from diffuse_jax._checks import check_not_negative
 from diffuse_jax._pytree import pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
-from diffuse_jax.solvers.base import Noise, Solver
+from diffuse_jax.solvers.solver import Noise, Solver
 
 __all__ = ["annealed_langevin", "langevin"]
 

@@ -14,9 +14,9 @@ from jax.tree_util import Partial
 from diffuse_jax._checks import check_not_negative
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import SDE, Array
-from diffuse_jax.solvers.base import Noise, Solver
 from diffuse_jax.solvers.exponential import sigma_ratio
 from diffuse_jax.solvers.flow import ddim
+from diffuse_jax.solvers.solver import Noise, Solver
 
 __all__ = ["ancestral", "euler_in_sigma", "euler_maruyama", "reverse_diffusion"]
 

@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 from diffuse_jax._pytree import Static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
-from diffuse_jax.solvers.base import Noise, Solver
 from diffuse_jax.solvers.exponential import DataKernel, Interval, Kernel, NoiseKernel, integrate_through
+from diffuse_jax.solvers.solver import Noise, Solver
 
 __all__ = ["dpm_solver_single", "stochastic_runge_kutta"]
 

@@ -26,7 +26,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands run on one device, which compiles sooner than eight."""
     mesh = make_mesh(jax.devices()[:1])
     monkeypatch.setattr("diffuse_jax.cli.train.make_mesh", lambda fsdp: mesh)
-    monkeypatch.setattr("diffuse_jax.cli.run.make_mesh", lambda: mesh)
+    monkeypatch.setattr("diffuse_jax.cli.common.make_mesh", lambda: mesh)
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,7 @@ def normal_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         "    config.evaluation.trace = 'exact'\n"
         f"    config.data.source = {str(folder / 'normal.npy')!r}\n"
         "    config.model = ConfigDict({'name': 'cli_models:ExactNormal'})\n"
-        "    config.parameterization.label = 'sigma'\n"
+        "    config.parameterization.c_noise = 'sigma'\n"
         "    return config\n"
     )
     tiny = [argument for argument in TINY[1:] if ".model." not in argument]

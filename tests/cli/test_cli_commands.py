@@ -19,10 +19,10 @@ from PIL import Image
 
 import diffuse_jax
 from diffuse_jax import solvers, times
-from diffuse_jax.cli.run import as_asked
+from diffuse_jax.cli.common import as_asked
 from diffuse_jax.config import load_data, read
-from diffuse_jax.config.run import read_run
-from diffuse_jax.config.solvers import SOLVERS
+from diffuse_jax.config.sampling_section import SOLVERS
+from diffuse_jax.config.workdir import read_run
 
 
 def samples(folder):
@@ -254,7 +254,7 @@ def test_other_processes_train_and_sample(tmp_path, name, one_device):
             "    config.data.source = 'moons'\n"
             "    config.model = network('mlp')\n"
             "    config.ema.rate = 0.9\n"
-            "    config.parameterization.label = 't'\n"
+            "    config.parameterization.c_noise = 't'\n"
             "    config.sde.bend = 1.5\n"
             "    return config\n"
         )

@@ -19,7 +19,7 @@ import diffuse_jax
 from diffuse_jax.cli.commands import COMMANDS
 from diffuse_jax.cli.train import only_trainer
 from diffuse_jax.config import ConfigError, DataInfo, build, read
-from diffuse_jax.config.run import read_run, write_run
+from diffuse_jax.config.workdir import read_run, write_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -130,7 +130,7 @@ def test_a_first_attempt_without_a_checkpoint_is_begun_anew(tmp_path):
 
 
 def test_an_output_divided_by_a_label_that_is_not_sigma_is_refused():
-    with pytest.raises(ConfigError, match=r"scale_by_sigma .*label='sigma'"):
+    with pytest.raises(ConfigError, match=r"scale_by_sigma .*c_noise='sigma'"):
         build(read("digits", ["--config.model.scale_by_sigma=True"]))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from diffuse_jax.cli import main
 from diffuse_jax.cli.solver_help import CORRECTORS, GROUPS
-from diffuse_jax.config import solvers
+from diffuse_jax.config import sampling_section as solvers
 
 
 def test_the_help_names_exactly_the_solvers_and_correctors_of_the_config():

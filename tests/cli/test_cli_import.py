@@ -15,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 import diffuse_jax
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.config import describe, read
-from diffuse_jax.config.run import CHECKPOINTS, read_run, write_run
+from diffuse_jax.config.workdir import CHECKPOINTS, read_run, write_run
 from diffuse_jax.convert import to_diffusers, write_safetensors
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.unet2d import UNet2D
@@ -62,7 +62,7 @@ def assert_same_params(one, other):
 
 def process_of(folder):
     config, data = read_run(folder)
-    return (config.sde.name, config.parameterization.name, config.parameterization.label), config, data
+    return (config.sde.name, config.parameterization.name, config.parameterization.c_noise), config, data
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_what_cannot_be_exported_is_refused_before_parameters_are_loaded(
     def restore(*args):
         raise AssertionError("parameters are loaded")
 
-    monkeypatch.setattr("diffuse_jax.cli.run.restore", restore)
+    monkeypatch.setattr("diffuse_jax.cli.common.restore", restore)
     monkeypatch.chdir(tmp_path)
     for argument, words in (
         ("", "--output is empty"),
@@ -287,10 +287,10 @@ def test_what_cannot_be_exported_is_refused_before_parameters_are_loaded(
         ("/dev/null", "--output=/dev/null is no regular file"),
     ):
         assert words in refused(capsys, "export", f"--workdir={of_flax}", f"--output={argument}")
-    known = ["--config.parameterization.name=noise", "--config.parameterization.label=999t"]
+    known = ["--config.parameterization.name=noise", "--config.parameterization.c_noise=999t"]
     for number, (overrides, words) in enumerate(
         (
-            ([], "no process 'vp' with parameterization 'edm' and label '999t'"),
+            ([], "no process 'vp' with parameterization 'edm' and c_noise '999t'"),
             ([*known, "--config.data.labels=True"], "num_classes must be None: score_sde has no classes; got 10"),
         )
     ):

@@ -11,7 +11,7 @@ from cli_models import TINY, run
 
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.config import build, read
-from diffuse_jax.config.run import CHECKPOINTS, write_run
+from diffuse_jax.config.workdir import CHECKPOINTS, write_run
 
 
 def shown(workdir, capsys):
@@ -47,7 +47,7 @@ def test_a_trained_run_is_described_from_its_files_and_left_as_it_is(trained, co
     rows, commands = shown(trained, capsys)
     assert state_of(trained) == before and not compiled
     assert rows["data"] == "checkerboard: 50000 training rows of shape (2,)"
-    assert rows["process"] == "vp" and rows["parameterization"] == "v, time label t"
+    assert rows["process"] == "vp" and rows["parameterization"] == "v, c_noise t"
     assert rows["network"] == expected
     assert rows["progress"] == "step 8 of 8; checkpoints of steps 4, 8"
     assert f"step 8: loss {last['loss']:.4g}, held-out loss {last['heldout_loss']:.4g}, images/s" in rows["metrics"]

@@ -13,7 +13,7 @@ from cli_models import TINY, run
 import diffuse_jax
 from diffuse_jax import solvers, times
 from diffuse_jax.config import build
-from diffuse_jax.config.run import read_run, restore
+from diffuse_jax.config.workdir import read_run, restore
 from diffuse_jax.data import load_dataset
 from diffuse_jax.evaluation import HeldoutLoss, Sampler
 from diffuse_jax.sampling import last_mean

@@ -21,7 +21,7 @@ from diffuse_jax.config import (
     read,
     resolve,
 )
-from diffuse_jax.config.run import check_fits, read_run, write_run
+from diffuse_jax.config.workdir import check_fits, read_run, write_run
 from diffuse_jax.nets import param_count
 from diffuse_jax.training import train_step
 from diffuse_jax.training.step import Rows
@@ -168,7 +168,7 @@ def test_the_heldout_loss_has_no_flips_and_no_dequantization():
     assert not np.allclose(heldout, with_both, rtol=1e-4)
 
 
-# Process, and what suits it: parameterization and label.
+# Process, and what suits it: parameterization and c_noise.
 SUITED = [
     ("cosine", "v", "t"),
     ("edm", "edm", "sigma"),
@@ -204,7 +204,7 @@ def test_every_process_with_what_suits_it_takes_a_step_of_training_that_changes_
                     *tiny,
                     f"--config.sde.name={sde}",
                     f"--config.parameterization.name={name}",
-                    f"--config.parameterization.label={label}",
+                    f"--config.parameterization.c_noise={label}",
                 ],
             ),
             data,
@@ -248,8 +248,8 @@ def test_a_process_has_the_numbers_of_its_section():
         ("sde.s=-1.0", r"config\.sde\.s=-1\.0 must be at least 0"),
         ("sde.num_scales=1", r"config\.sde\.num_scales=1 must be at least 2"),
         ("sde.sigma_min=60.0", r"config\.sde\.sigma_min=60\.0 must be below sigma_max=50\.0"),
-        ("parameterization.label=index", r"config\.parameterization\.label='index': .* table, .* not VP"),
-        ("parameterization.label=edm", r"config\.parameterization\.label='edm' is negative .* must be 'sigma'"),
+        ("parameterization.c_noise=index", r"config\.parameterization\.c_noise='index': .* table, .* not VP"),
+        ("parameterization.c_noise=edm", r"config\.parameterization\.c_noise='edm' is negative .* must be 'sigma'"),
         ("parameterization.sigma_data=0.0", r"config\.parameterization\.sigma_data=0\.0 must be above 0"),
     ],
 )

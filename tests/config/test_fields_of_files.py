@@ -13,9 +13,9 @@ from diffuse_jax.cli.distributed import BAD_INPUT
 from diffuse_jax.config import build, describe, override, read
 from diffuse_jax.config.foreign_options import diffusers_fields, edm_fields, score_sde_fields, score_sde_options
 from diffuse_jax.config.imported import of_options
-from diffuse_jax.config.run import check_fits, read_run, write_run
+from diffuse_jax.config.workdir import check_fits, read_run, write_run
 from diffuse_jax.convert import Weights, network_of, read_weights, to_diffusers, to_score_sde, write_safetensors
-from diffuse_jax.convert.edm import _plan
+from diffuse_jax.convert.edm_checkpoints import _plan
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.unet2d import UNet2D
 

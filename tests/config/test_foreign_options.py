@@ -59,7 +59,7 @@ def test_the_class_of_edms_preconditioner_decides_the_process(name):
     edm = edm_fields({**options, name: "training.networks.EDMPrecond"})
     assert (edm["sde.name"], edm["parameterization.sigma_data"]) == ("edm", 0.25)
     vp = edm_fields({**options, name: "training.networks.VPPrecond"})
-    assert (vp["sde.name"], vp["parameterization.name"], vp["parameterization.label"]) == ("vp", "noise", "999t")
+    assert (vp["sde.name"], vp["parameterization.name"], vp["parameterization.c_noise"]) == ("vp", "noise", "999t")
     assert (vp["sde.beta_min"], vp["sde.beta_max"]) == (0.1, 20.0)
     with pytest.raises(ConversionError, match=r"VEPrecond.* is not carried over"):
         edm_fields({**options, name: "VEPrecond"})

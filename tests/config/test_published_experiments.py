@@ -168,7 +168,7 @@ def shared_of_song(config, name):
     discrete = config.sde.name in ("ddpm", "smld")
     assert config.loss.times == ("table" if discrete else "uniform")
     label = {"vp": "999t", "subvp": "999t", "ve": "sigma", "ddpm": "index", "smld": "reversed_index"}
-    assert (config.parameterization.name, config.parameterization.label) == (
+    assert (config.parameterization.name, config.parameterization.c_noise) == (
         "noise" if of_vp else "score",
         label[config.sde.name],
     )
@@ -274,7 +274,7 @@ def test_a_setting_of_edm_has_the_options_of_its_readme(name):
         -1.2,
         1.2,
     )
-    assert (config.parameterization.name, config.parameterization.label) == ("edm", "edm")
+    assert (config.parameterization.name, config.parameterization.c_noise) == ("edm", "edm")
     assert config.parameterization.sigma_data == 0.5 and (experiment.sde.t_min, experiment.sde.T) == (0.002, 80)
     # Enough steps for the images, and no whole step more.
     assert 0 <= config.training.steps * int(batch) - float(images) * 1e6 < int(batch)
@@ -347,7 +347,7 @@ def test_a_network_takes_its_derived_fields_from_data_and_process(name):
     config = base()
     config.data.centered, config.ema.rate = False, 0.5
     config.sde.name, config.sde.sigma_max, config.sde.num_scales = "smld", 7.0, 12
-    config.parameterization.name, config.parameterization.label = "score", "reversed_index"
+    config.parameterization.name, config.parameterization.c_noise = "score", "reversed_index"
     tiny = {"nf": 32, "ch_mult": (1,), "dilations": (1,), "refine_mult": (1,), "model_channels": 32, "num_blocks": 1}
     tiny |= {"channel_mult": (1,), "num_res_blocks": 1, "attn_resolutions": (), "embedding_type": "positional"}
     tiny |= {"block_out_channels": (32,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
@@ -363,14 +363,14 @@ def test_a_network_takes_its_derived_fields_from_data_and_process(name):
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("cifar10_ve_ncsnpp_continuous", ["parameterization.label=t"], r"label='t' must be 'sigma'"),
-        ("cifar10_ve_ncsnpp", ["parameterization.label=index"], r"scale_by_sigma .* config.sde.name='smld'"),
+        ("cifar10_ve_ncsnpp_continuous", ["parameterization.c_noise=t"], r"c_noise='t' must be 'sigma'"),
+        ("cifar10_ve_ncsnpp", ["parameterization.c_noise=index"], r"scale_by_sigma .* config.sde.name='smld'"),
         (
             "cifar10_ve_ddpm",
-            ["sde.name=ddpm", "parameterization.label=index"],
+            ["sde.name=ddpm", "parameterization.c_noise=index"],
             r"scale_by_sigma .* table of noise levels",
         ),
-        ("cifar10_ve_ncsn", ["sde.name=ve", "parameterization.label=sigma", "loss.times=uniform"], r"one of index,"),
+        ("cifar10_ve_ncsn", ["sde.name=ve", "parameterization.c_noise=sigma", "loss.times=uniform"], r"one of index,"),
         ("cifar10_vp_ddpmpp_continuous", ["loss.times=table"], r"config.loss.times='table' needs .* a table"),
         ("cifar10_ve_ncsn", ["data.labels=True", "data.num_classes=3"], r"'ncsn' reads no classes"),
         ("cifar10_vp_ddpm", ["data.augment=0.1"], r"augment=0\.1: .*'ddpm' is not told"),
@@ -387,14 +387,14 @@ def test_times_of_a_table_are_its_own_and_all_as_probable():
     experiment = built("cifar10_vp_ddpm")
     u = (np.arange(4000, dtype=np.float32) + 0.5) / 4000
     t, density = losses.table_times(jnp.asarray(u), experiment.sde, 1e-5)
-    entries = np.asarray(experiment.parameterization.label(experiment.sde, t))
+    entries = np.asarray(experiment.parameterization.c_noise(experiment.sde, t))
     np.testing.assert_allclose(entries, np.arange(4000) // 4, atol=1e-3)
     np.testing.assert_array_equal(density, np.ones(4000))
 
 
 def test_the_loss_of_edm_has_its_weight_at_its_noise_levels():
     """At x0 = 0, a network that gives 0 leaves ‖target‖² = σ_data²·eps²/(σ² + σ_data²)."""
-    options = ["sde.name=edm", "parameterization.name=edm", "parameterization.label=sigma", "loss.weight=edm"]
+    options = ["sde.name=edm", "parameterization.name=edm", "parameterization.c_noise=sigma", "loss.weight=edm"]
     options += ["loss.times=log_normal", "model.width=4", "model.depth=1", "loss.reduction=mean"]
     levels = [(0.0, 1e-3), (np.log(0.5), 1e-3), (-1.2, 1.2)]
     experiments = [

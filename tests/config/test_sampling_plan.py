@@ -7,7 +7,7 @@ import pytest
 
 from diffuse_jax import sampling, solvers, times
 from diffuse_jax.config import ConfigError, base, override, sampling_plan
-from diffuse_jax.config.solvers import CORRECTORS, FIELDS, SOLVERS, forget_unread
+from diffuse_jax.config.sampling_section import CORRECTORS, FIELDS, SOLVERS, forget_unread
 from diffuse_jax.sde import EDM, VP, DiscreteVP, linear_betas
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from diffuse_jax.convert.diffusers import diffusers_process, from_diffusers, to_diffusers
-from diffuse_jax.convert.names import ConversionError
+from diffuse_jax.convert.checks import ConversionError
+from diffuse_jax.convert.diffusers_checkpoints import diffusers_process, from_diffusers, to_diffusers
 from diffuse_jax.nets import LinenNet, param_count
 from diffuse_jax.nets.unet2d import UNet2D
 from diffuse_jax.sde import linear_betas
@@ -282,7 +282,7 @@ def test_a_linear_table_is_said_by_its_ends():
     n = sde["num_scales"]
     betas = linear_betas(n, sde["beta_min"] / n, sde["beta_max"] / n)
     np.testing.assert_allclose(betas, np.linspace(1e-4, 0.02, 1000))
-    assert process["parameterization"] == {"name": "noise", "label": "index"}
+    assert process["parameterization"] == {"name": "noise", "c_noise": "index"}
     assert (process["shape"], process["num_classes"], process["centered"]) == ((32, 32, 3), 10, True)
 
 
@@ -315,7 +315,7 @@ def test_the_cosine_table_follows_its_cumulative_product():
 def test_fourier_networks_have_the_ve_process(scheduler):
     process = diffusers_process({"time_embedding_type": "fourier", "center_input_sample": True}, scheduler)
     assert process["sde"] == {"name": "ve", "sigma_min": 0.01, "sigma_max": 1348.0}
-    assert process["parameterization"] == {"name": "score", "label": "sigma"}
+    assert process["parameterization"] == {"name": "score", "c_noise": "sigma"}
     assert process["centered"] is False and process["shape"] is None
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from fixtures.make_edm import drawn
 
-from diffuse_jax.convert.edm import _plan, from_edm
-from diffuse_jax.convert.names import ConversionError
+from diffuse_jax.convert.checks import ConversionError
+from diffuse_jax.convert.edm_checkpoints import _plan, from_edm
 from diffuse_jax.nets.edm import ADM, SongUNet
 
 NETWORKS = ["ddpmpp", "ncsnpp", "skips", "adm"]

@@ -18,8 +18,8 @@ import safetensors
 import safetensors.numpy
 
 from diffuse_jax.convert import torch_files
-from diffuse_jax.convert.files import Weights, read_options, read_weights, write_safetensors
-from diffuse_jax.convert.names import ConversionError
+from diffuse_jax.convert.checks import ConversionError
+from diffuse_jax.convert.weights import Weights, read_options, read_weights, write_safetensors
 
 # --- what is read -----------------------------------------------------------------------------------------------------
 

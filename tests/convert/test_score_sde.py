@@ -20,7 +20,7 @@ from diffuse_jax.convert import (
     score_sde_params,
     to_score_sde,
 )
-from diffuse_jax.convert.score_sde_options import UNREAD_OPTIONS
+from diffuse_jax.convert.network_options import UNREAD_OPTIONS
 from diffuse_jax.nets import DDPM, MLP, LinenNet, NCSNpp
 from diffuse_jax.nets.ncsn import NCSN, NCSNV2_FORMS, NCSNv2
 
@@ -301,7 +301,7 @@ def test_a_network_made_here_reads_the_weights_that_fit_it():
 )
 def test_every_parameter_of_a_refinenet_has_one_name_of_its_own_in_each_program(module):
     """Weights named after either program fill the tree, and fill it with the numbers that bear the names."""
-    from diffuse_jax.convert.score_sde_names import leaves
+    from diffuse_jax.convert.parameter_names import leaves
 
     shapes = jax.eval_shape(lambda key: LinenNet(module).init(key, (16, 16, 3)), jax.random.key(0))
     flat = {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}

@@ -17,9 +17,9 @@ import yaml
 from diffuse_jax import nets, sde, solvers
 from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli import _COMMANDS, _joined, _parser
-from diffuse_jax.cli.run import as_asked
+from diffuse_jax.cli.common import as_asked
 from diffuse_jax.config import build, read, sampling_plan
-from diffuse_jax.config.run import CHECKPOINTS, write_run
+from diffuse_jax.config.workdir import CHECKPOINTS, write_run
 from diffuse_jax.sde import VP
 
 ROOT = pathlib.Path(__file__).parents[2]

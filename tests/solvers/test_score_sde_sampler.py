@@ -145,8 +145,8 @@ def denoiser(name: str, n: int) -> Any:
         return network(jnp, name, n, x, label[:, None, None, None])
 
     kinds = {
-        "ddpm": parameterizations.noise._replace(label=parameterizations.label_index),
-        "smld": parameterizations.score._replace(label=parameterizations.label_reversed_index),
+        "ddpm": parameterizations.noise._replace(c_noise=parameterizations.c_noise_index),
+        "smld": parameterizations.score._replace(c_noise=parameterizations.c_noise_reversed_index),
     }
     return NetworkDenoiser(process(name, n), None, net, kinds[name])
 

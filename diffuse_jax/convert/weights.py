@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from diffuse_jax._fields import GROUP, check_fields, integer, optional
 from diffuse_jax._files import written_atomically
-from diffuse_jax.convert.names import ConversionError
+from diffuse_jax.convert.checks import ConversionError
 from diffuse_jax.convert.torch_files import EXPORT, Tensor, arrays_of, first_global, open_legacy, open_zip
 
 __all__ = ["Weights", "read_options", "read_weights", "write_safetensors"]

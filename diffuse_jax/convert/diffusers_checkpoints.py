@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffuse_jax._fields import FLAG, TEXT, Kind, check_fields, integer, number, optional, row
-from diffuse_jax.convert.names import MOST_LEVELS, ConversionError, check_names
+from diffuse_jax.convert.checks import MOST_LEVELS, ConversionError, check_names
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.unet2d import UNet2D
 from diffuse_jax.sde import cosine_betas
@@ -105,7 +105,7 @@ def diffusers_process(
 
     "sde": {"name": "ddpm", "num_scales", "beta_min", "beta_max"}, whose table of β is linear from beta_min/num_scales
     to beta_max/num_scales; another table is {"name": "ddpm", "num_scales", "betas"} with an array (num_scales,); or
-    {"name": "ve", "sigma_min", "sigma_max"}. "parameterization": {"name": "noise", "x0", "v" or "score", "label":
+    {"name": "ve", "sigma_min", "sigma_max"}. "parameterization": {"name": "noise", "x0", "v" or "score", "c_noise":
     "index" or "sigma"}. "shape": (h, w, c) of a sample, or None if the network does not say; "num_classes": an integer
     or None; "centered": False where the network maps samples in [0, 1] to [−1, 1] itself. Without a scheduler the
     process is what the pipelines of such networks have by default: VE from σ 0.01 to 1348 with time_embedding_type
@@ -126,13 +126,13 @@ def diffusers_process(
     kind = scheduler.get("_class_name") or ("ScoreSdeVeScheduler" if fourier else "DDPMScheduler")
     if kind == "ScoreSdeVeScheduler":
         levels = {"sigma_min": scheduler.get("sigma_min", 0.01), "sigma_max": scheduler.get("sigma_max", 1348.0)}
-        return {"sde": {"name": "ve", **levels}, "parameterization": {"name": "score", "label": "sigma"}, **about}
+        return {"sde": {"name": "ve", **levels}, "parameterization": {"name": "score", "c_noise": "sigma"}, **about}
     if kind not in _TABLE_SCHEDULERS:
         raise ConversionError(
             f"the process of {kind} is not carried over: the scheduler must be ScoreSdeVeScheduler or one of "
             f"{', '.join(_TABLE_SCHEDULERS)}"
         )
-    return {"sde": _table(scheduler), "parameterization": {"name": _prediction(scheduler), "label": "index"}, **about}
+    return {"sde": _table(scheduler), "parameterization": {"name": _prediction(scheduler), "c_noise": "index"}, **about}
 
 
 # --- options ----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.distributed import check_same, check_shared, from_first, together
 from diffuse_jax.cli.resources import check_writable
 from diffuse_jax.config import ConfigError, Experiment, build, override, read
-from diffuse_jax.config.run import CHECKPOINTS, check_fits, read_run, restore
+from diffuse_jax.config.workdir import CHECKPOINTS, check_fits, read_run, restore
 from diffuse_jax.data import to_uint8
 from diffuse_jax.denoiser import NetworkDenoiser
 from diffuse_jax.evaluation import Sampler, image_grid, scatter_picture

@@ -12,7 +12,7 @@ import flax.linen as nn
 import numpy as np
 
 from diffuse_jax._fields import TEXT, check_fields, integer, optional
-from diffuse_jax.convert.names import MOST_LEVELS, ConversionError
+from diffuse_jax.convert.checks import MOST_LEVELS, ConversionError
 from diffuse_jax.nets import DDPM, NCSNpp
 from diffuse_jax.nets.ncsn import NCSN, NCSNV2_FORMS, NCSNv2
 

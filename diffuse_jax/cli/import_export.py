@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffuse_jax.checkpoints import Checkpoints
+from diffuse_jax.cli.common import free_name, open_run, workdir_of
 from diffuse_jax.cli.resources import check_file, check_writable
-from diffuse_jax.cli.run import free_name, open_run, workdir_of
 from diffuse_jax.config import ConfigError, describe, read
 from diffuse_jax.config.foreign_options import score_sde_options
 from diffuse_jax.config.imported import Imported, of_experiment, of_options, program_of
-from diffuse_jax.config.run import CHECKPOINTS, is_run, write_run
+from diffuse_jax.config.workdir import CHECKPOINTS, is_run, write_run
 from diffuse_jax.convert import ConversionError, read_options, read_weights, to_score_sde, write_safetensors
 from diffuse_jax.nets import param_count
 
@@ -45,7 +45,7 @@ def import_(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     print(
         f"{param_count(state.params):,} parameters of step {int(state.step)}, {config.model.name}\n"
         f"  process           {config.sde.name}\n"
-        f"  parameterization  {config.parameterization.name}, label {config.parameterization.label}\n"
+        f"  parameterization  {config.parameterization.name}, c_noise {config.parameterization.c_noise}\n"
         f"  sampling          {plan.name}, {len(plan.times) - 1} steps\n"
         f"  images            {experiment.data.shape} in {'[-1, 1]' if config.data.centered else '[0, 1]'}\n"
         f"next: diffuse-jax sample --workdir={shlex.quote(str(workdir))}"

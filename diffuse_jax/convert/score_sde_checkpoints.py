@@ -1,7 +1,7 @@
 """Networks of score_sde (Song et al. 2021, arXiv:2011.13456), from its JAX and its PyTorch program, and back.
 
-A published network is named arrays and options. The options give the network here (score_sde_options.py), the network
-and the size of its images give every name (score_sde_names.py), and the names carry the arrays over: `from_score_sde`
+A published network is named arrays and options. The options give the network here (network_options.py), the network
+and the size of its images give every name (parameter_names.py), and the names carry the arrays over: `from_score_sde`
 in, `to_score_sde` out.
 """
 
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffuse_jax.convert.names import ConversionError, check_names
-from diffuse_jax.convert.score_sde_names import Leaf, leaves
-from diffuse_jax.convert.score_sde_options import Spelling, flat_options, network_of, options_of, take
+from diffuse_jax.convert.checks import ConversionError, check_names
+from diffuse_jax.convert.network_options import Spelling, flat_options, network_of, options_of, take
+from diffuse_jax.convert.parameter_names import Leaf, leaves
 from diffuse_jax.nets import DDPM, LinenNet, NCSNpp
 from diffuse_jax.nets.layers import sigma_table
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
@@ -99,7 +99,8 @@ def from_score_sde(params: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
 
     `params` are named arrays as in `score_sde_params`, `config` the options as in `network_of`, with image_size. Then
     module.apply(variables, x, t) is the output of the original for x (batch, h, w, c) and its own time argument t
-    (batch,): σ for embedding_type "fourier", a label or an index otherwise. Raises ConversionError as those two do.
+    (batch,): σ for embedding_type "fourier", a step number or an index otherwise. Raises ConversionError as
+    those two do.
     """
     module, options = network_of(config, _spelling(params)[0]), flat_options(config)
     size = int(take(options, ["image_size"])["image_size"])

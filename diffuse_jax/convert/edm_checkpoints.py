@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffuse_jax._fields import TEXT, check_fields, integer, optional
-from diffuse_jax.convert.names import ConversionError, check_names
+from diffuse_jax.convert.checks import ConversionError, check_names
 from diffuse_jax.nets import LinenNet
 from diffuse_jax.nets.edm import ADM, SongUNet
 

@@ -31,8 +31,8 @@ from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.losses import stratify
 from diffuse_jax.sampling import keyed_noise
 from diffuse_jax.sde import SDE, Array
-from diffuse_jax.sde.base import row_sums
-from diffuse_jax.solvers.base import Noise
+from diffuse_jax.sde.process import row_sums
+from diffuse_jax.solvers.solver import Noise
 
 __all__ = ["ELBO", "Reconstruction", "discrete_reconstruction", "elbo", "gaussian_reconstruction", "prior_kl"]
 

@@ -16,8 +16,8 @@ from diffuse_jax._fields import GROUP, TEXT, Kind, check_fields, integer, option
 from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json, write_json_atomic
 from diffuse_jax.config.build import DataInfo, Experiment, build
 from diffuse_jax.config.errors import ConfigError
+from diffuse_jax.config.sampling_section import forget_unread
 from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
-from diffuse_jax.config.solvers import forget_unread
 from diffuse_jax.denoiser import NetworkDenoiser
 
 __all__ = ["CHECKPOINTS", "check_fits", "load", "read_run", "restore", "write_run"]
@@ -71,7 +71,7 @@ def is_run(workdir: str | os.PathLike[str]) -> bool:
 def read_run(workdir: str | os.PathLike[str]) -> tuple[ConfigDict, DataInfo]:
     """The config and data of the run in `workdir`. CheckpointError where there is none, or one of another version."""
     content, where = _recorded(workdir), pathlib.Path(workdir) / _CONFIG
-    stored = _tuples(content["config"])
+    stored = _renamed(_tuples(content["config"]))
     config = _sections(stored, f"{where}: config")
     for name, section in config.items():
         if isinstance(section, ConfigDict):
@@ -96,6 +96,19 @@ def _recorded(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     check_fields(content, _CONTENT, str(path), CheckpointError, wanted=("config", "data"))
     check_fields(content["data"], _DATA, f"{path}: data", CheckpointError, wanted=_DATA)
     return content
+
+
+#: (section, old name) -> the name of the field today.
+_RENAMED = {("parameterization", "label"): "c_noise"}
+
+
+def _renamed(stored: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was stored, its fields under today's names."""
+    for (section, old), new in _RENAMED.items():
+        fields = stored.get(section)
+        if isinstance(fields, dict) and old in fields and new not in fields:
+            stored |= {section: {new if name == old else name: value for name, value in fields.items()}}
+    return stored
 
 
 def _sections(stored: dict[str, Any], where: str) -> ConfigDict:

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict, config_flags
 
 from diffuse_jax._fields import TEXT, check_fields
 from diffuse_jax.config.errors import ConfigError
+from diffuse_jax.config.sampling_section import settle
 from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
-from diffuse_jax.config.solvers import settle
 
 __all__ = ["experiments", "override", "read", "resolve"]
 

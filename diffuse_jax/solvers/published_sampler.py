@@ -23,8 +23,8 @@ from diffuse_jax._checks import check_not_negative
 from diffuse_jax._pytree import Static, pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import SDE, VE, VP, Array, DiscreteVE, DiscreteVP
-from diffuse_jax.solvers.base import Noise, Solver, predictor_corrector
 from diffuse_jax.solvers.langevin import batch_norm_ratio, langevin_steps
+from diffuse_jax.solvers.solver import Noise, Solver, predictor_corrector
 
 __all__ = ["score_sde"]
 
