@@ -6,6 +6,7 @@ place: a process killed at any moment leaves the earlier steps whole and at most
 writer removes. Whatever is read is compared with its checksums first.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -93,7 +94,7 @@ class Checkpoints:
             self._clean()
             if jax.process_count() > 1:  # the others must not come upon what process 0 removes
                 multihost_utils.sync_global_devices(f"save {step}")
-            response = ocp.save_async(partial, state, custom_metadata={"checksums": CHECKSUMS})
+            response = ocp.save_async(partial, _filled(state), custom_metadata={"checksums": CHECKSUMS})
         except Exception as error:
             raise self._failed(step, error) from error
         self._pending = self._thread.submit(self._commit, step, partial, response)
@@ -184,9 +185,13 @@ class Checkpoints:
         if part is not None:  # the rest of the stored tree is passed over
             wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, tree) | wanted
         try:
-            return ocp.load(path, wanted)
+            found = ocp.load(path, _filled(wanted))
         except Exception as error:
             raise self._unreadable(step, f"could not be read: {_first_line(error)}") from error
+        if not dataclasses.is_dataclass(abstract):
+            return found
+        make: Any = type(abstract)
+        return make(**{**vars(abstract), **found})  # fields that hold nothing are as they were asked for
 
     def step(self, step: int | None = None) -> int:
         """`step`, or the latest where it is None. CheckpointError where it does not exist, with those that do."""
@@ -272,6 +277,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(f"there is no file {path}") from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def _filled(state: Any) -> Any:
+    """A state of named fields as a dict of those that hold arrays: one that is empty leaves no trace on disk, so that a
+    state that gains a field still reads what was written before."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

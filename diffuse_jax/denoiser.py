@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from diffuse_jax import parameterizations
 from diffuse_jax._checks import check_denoiser, check_process
 from diffuse_jax._pytree import pytree, static
+from diffuse_jax.conditions import merge_conditions
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE, Array, expand
 
@@ -141,7 +142,8 @@ def from_score(sde: SDE, score: Callable[..., Array], shape: tuple[int, ...] | N
 
 @pytree
 class Conditioned:
-    """A denoiser with its condition bound: what solvers are given, so that none of them passes `cond` along."""
+    """A denoiser with its conditions bound: what solvers are given, so that none of them passes `cond` along. Those
+    that are given at a call are merged with them, by name, and win."""
 
     denoise: Denoiser
     cond: Any
@@ -155,7 +157,7 @@ class Conditioned:
         return getattr(self.denoise, "shape", None)
 
     def __call__(self, x: Array, t: Any, cond: Any = None) -> Denoised:
-        return self.denoise(x, t, self.cond if cond is None else cond)
+        return self.denoise(x, t, merge_conditions(self.cond, cond))
 
 
 @pytree
@@ -201,7 +203,7 @@ def unbind(denoise: Denoiser, cond: Any = None) -> tuple[Denoiser, Any]:
     """A denoiser and its condition apart, for what evaluates one sample at a time: `cond`, or else the bound one, also
     where it is bound inside `on_process`."""
     if isinstance(denoise, Conditioned):
-        return unbind(denoise.denoise, denoise.cond if cond is None else cond)
+        return unbind(denoise.denoise, merge_conditions(denoise.cond, cond))
     if isinstance(denoise, OnProcess):
         bare, cond = unbind(denoise.denoise, cond)
         return OnProcess(bare, denoise.sde), cond

@@ -15,12 +15,12 @@ from jax.sharding import PartitionSpec
 from diffuse_jax import training
 from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json, write_json_atomic
 
-OPTIMIZER = training.adam(1e-3)
+UPDATES = (training.Update(None, training.adam(1e-3)),)
 
 
 def state(step=0, width=2):
     params = {"Dense_0": {"kernel": jnp.arange(3.0 * width).reshape(3, width), "bias": jnp.ones(width)}}
-    made = training.create_state(params, OPTIMIZER)
+    made = training.create_state(params, UPDATES)
     ema = jax.tree.map(lambda p: p + step, made.ema)
     return training.TrainState(step=jnp.int32(step), params=made.params, ema=ema, opt_state=made.opt_state)
 

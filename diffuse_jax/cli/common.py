@@ -17,16 +17,19 @@ from diffuse_jax.cli.distributed import check_same, check_shared, from_first, to
 from diffuse_jax.cli.resources import check_writable
 from diffuse_jax.config import ConfigError, Experiment, build, override, read
 from diffuse_jax.config.workdir import CHECKPOINTS, check_fits, read_run, restore
-from diffuse_jax.data import to_uint8
-from diffuse_jax.denoiser import NetworkDenoiser
-from diffuse_jax.evaluation import Sampler, image_grid, scatter_picture
+from diffuse_jax.data import Dataset
+from diffuse_jax.data.sources import Source
+from diffuse_jax.evaluation import HeldoutRows, Sampler, image_grid, mean_and_error, of_loss, scatter_picture
+from diffuse_jax.evaluation.draw import Conditions
 from diffuse_jax.training import make_mesh, replicated
 
 __all__ = [
     "TrainedRun",
     "as_asked",
+    "can",
+    "conditions_in_turn",
     "free_name",
-    "labels_in_turn",
+    "heldout_losses",
     "open_run",
     "picture",
     "sampler",
@@ -37,13 +40,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run with the averaged parameters of one of its checkpoints."""
+    """A run with the averaged parameters of one of its checkpoints, and what is carried beside them."""
 
     workdir: pathlib.Path
     experiment: Experiment
-    denoise: NetworkDenoiser
+    params: Any
+    extra: Any
     step: int
     mesh: Mesh
+
+    @property
+    def model(self) -> Any:
+        """What it trained."""
+        return self.experiment.method.model(self.params, self.extra)
 
 
 def workdir_of(args: argparse.Namespace) -> pathlib.Path:
@@ -77,8 +86,8 @@ def open_run(
     check_shared(workdir)
     mesh = make_mesh()
     # A run that is still training may have saved meanwhile: all take the step that process 0 saw.
-    params, step = restore(experiment, workdir, from_first(step), replicated(mesh))
-    return TrainedRun(workdir, experiment, experiment.denoiser(params), step, mesh)
+    params, extra, step = restore(experiment, workdir, from_first(step), replicated(mesh))
+    return TrainedRun(workdir, experiment, params, extra, step, mesh)
 
 
 def _experiment(args: argparse.Namespace, overrides: Sequence[str], workdir: pathlib.Path) -> tuple[Experiment, int]:
@@ -114,24 +123,66 @@ def as_asked(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
     return [*(f"--config.sampling.{name}={value}" for name, value in flags.items() if value is not None), *overrides]
 
 
+def can(experiment: Experiment, capability: str, what: str) -> None:
+    """ConfigError where the method of an experiment has no such capability, a field of `Method`."""
+    if getattr(experiment.method, capability) is None:
+        raise ConfigError(f"config.method.name={experiment.config.method.name!r}: this kind of run {what}")
+
+
 def sampler(experiment: Experiment, mesh: Mesh) -> Sampler:
-    """The sampler of `config.sampling`, for the experiment's `sampling_denoiser`."""
-    plan = experiment.plan
-    batch_size = experiment.config.sampling.batch_size
-    return Sampler(plan.solver, plan.times, plan.finish, mesh=mesh, batch_size=batch_size, noise=plan.noise)
+    """What draws samples of an experiment's model."""
+    can(experiment, "draw", "has nothing to sample")
+    assert experiment.method.draw is not None
+    return Sampler(experiment.method.draw, mesh=mesh, batch_size=experiment.config.sampling.batch_size)
 
 
-def labels_in_turn(experiment: Experiment, n: int) -> np.ndarray | None:
-    """The classes of n samples, each in turn; None where there are none."""
-    classes = experiment.data.num_classes
-    return None if classes is None else np.arange(n, dtype=np.int32) % classes
+def conditions_in_turn(experiment: Experiment, source: Source | None = None) -> Conditions | None:
+    """The conditions of samples by their numbers, for pictures and evaluations: classes each in turn, and what else
+    there is as the rows of a source have it; None for a run without conditions."""
+    known = experiment.data.conditions
+    if not known:
+        return None
+
+    def of(index: np.ndarray) -> dict[str, np.ndarray]:
+        given = {} if set(known) == {"label"} else _conditions_of_rows(experiment, source, index)
+        label = {"label": (index % known["label"].values).astype(np.int32)} if "label" in known else {}
+        return {**given, **label}
+
+    return of
+
+
+def _conditions_of_rows(experiment: Experiment, source: Source | None, index: np.ndarray) -> dict[str, np.ndarray]:
+    """Those of rows index mod n of a source, in the model's range."""
+    assert source is not None and len(source) > 0
+    batch = source[index % len(source)]
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(0), np.asarray(index, np.uint32))
+    cond = experiment.codec.encode(batch, keys, train=False)[1]
+    return {name: np.asarray(value) for name, value in cond.items()}
+
+
+def heldout_losses(
+    experiment: Experiment, dataset: Dataset, *, seed: int, mesh: Mesh, batch_size: int
+) -> Callable[[Any, int], dict[str, tuple[float, float]]]:
+    """What maps (params, extra) at a step to the means of the method's held-out losses, and of their metrics, each with
+    its standard error: `heldout_loss` where the loss is named so."""
+    rows: dict[str, Any] = {"seed": seed, "mesh": mesh, "batch_size": batch_size}
+    n = experiment.config.evaluation.num_loss
+    losses = experiment.method.heldout
+    found = {name: HeldoutRows(of_loss(loss), dataset.test, n, **rows) for name, loss in losses.items()}
+
+    def numbers(trained: Any, step: int) -> dict[str, tuple[float, float]]:
+        columns: dict[str, np.ndarray] = {}
+        for name, of in found.items():
+            # The loss is called by its own name, and a metric by its.
+            columns |= {f"heldout_{name if key == 'loss' else key}": each for key, each in of(trained, step).items()}
+        return {name: mean_and_error(each) for name, each in columns.items()}
+
+    return numbers
 
 
 def to_data(experiment: Experiment, x: Any) -> np.ndarray:
-    """Samples in the model's range as the data are: uint8 images (the nearest grey level), or float32 vectors."""
-    if len(experiment.data.shape) == 1:
-        return np.asarray(x, np.float32)
-    return np.asarray(to_uint8(jax.numpy.asarray(x), centered=experiment.config.data.centered))
+    """Samples in the model's space as the data are: uint8 images (the nearest grey level), or float32 vectors."""
+    return np.asarray(jax.jit(experiment.codec.decode)(jax.numpy.asarray(x)))
 
 
 def picture(samples: np.ndarray) -> np.ndarray:

@@ -1,72 +1,49 @@
 """diffuse-jax evaluate and diffuse-jax likelihood."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
-from diffuse_jax.cli.common import TrainedRun, free_name, labels_in_turn, open_run, sampler, to_data
+from diffuse_jax.cli.common import (
+    TrainedRun,
+    can,
+    conditions_in_turn,
+    free_name,
+    heldout_losses,
+    open_run,
+    sampler,
+    to_data,
+)
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.config import load_data
-from diffuse_jax.config.build import TRACES
 from diffuse_jax.data import DataError, Dataset
-from diffuse_jax.evaluation import HeldoutLoss, Likelihoods, PCAFeatures, frechet_between, likelihoods, mean_and_error
+from diffuse_jax.evaluation import HeldoutRows, PCAFeatures, frechet_between, likelihoods, mean_and_error
+from diffuse_jax.training import Likelihoods
 
 _PCA_ROWS = 10_000
 
 
 def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Prints a table of held-out loss, bits/dim and Fréchet distance, and writes it as evaluation.json under the
-    workdir."""
+    """Prints a table of what can be told of a run, and writes it as evaluation.json under the workdir: held-out losses,
+    and as far as its method has them bits/dim, the Fréchet distance of samples and evaluations of its own."""
     run = open_run(args, overrides)
     dataset = together(lambda: _with_test_part(run, 2))
-    config = run.experiment.config
-    n = args.num or config.evaluation.num_samples
+    n = args.num or run.experiment.config.evaluation.num_samples
     together(lambda: check_samples(run.experiment, n, "--num" if args.num else "config.evaluation.num_samples"))
-    loss, loss_error = mean_and_error(
-        HeldoutLoss(
-            run.experiment.heldout_loss,
-            dataset.test,
-            config.evaluation.num_loss,
-            seed=args.seed,
-            mesh=run.mesh,
-            batch_size=config.training.batch_size,
-        )(run.denoise.params)
-    )
-    found = _likelihoods(run, dataset, config.evaluation.num_likelihood, args.seed)
-    bits, bits_error = mean_and_error(found.bits_per_dim)
-    drawn = sampler(run.experiment, run.mesh)(
-        run.experiment.sampling_denoiser(run.denoise.params),
-        seed=args.seed,
-        n=n,
-        labels=labels_in_turn(run.experiment, n),
-        progress="samples",
-    )
+    method = run.experiment.method
+    rows: dict[str, Any] = {"checkpoint": run.step, **_losses(run, dataset, args.seed)}
+    if method.log_prob is not None:
+        rows |= _bits(run, dataset, args.seed)
+    if method.draw is not None:
+        rows |= _distance(run, dataset, n, args.seed)
+    rows |= {**_evaluations(run, dataset, args.seed), "seed": args.seed}
     if not first():
         return 0
-    distance, space, reference = _frechet(run, dataset, to_data(run.experiment, drawn.x))
-    rows: dict[str, Any] = {
-        "checkpoint": run.step,
-        "heldout_loss": loss,
-        "heldout_loss_error": _finite(loss_error),
-        "heldout_rows": min(config.evaluation.num_loss, len(dataset.test)),
-        "bits_per_dim": bits,
-        "bits_per_dim_error": _finite(bits_error),
-        "likelihood_rows": len(found.bits_per_dim),
-        "likelihood_evaluations": float(found.evaluations.mean()),
-        "frechet_distance": distance,
-        "frechet_space": space,
-        "frechet_samples": n,
-        "frechet_heldout": reference,
-        "solver": run.experiment.plan.name,
-        "steps": len(run.experiment.plan.times) - 1,
-        "evaluations": float(drawn.evaluations.mean()),
-        "seed": args.seed,
-    }
     path = free_name(run.workdir / "evaluation.json")
     write_json_atomic(path, rows)
     print("\n".join(f"{name:24} {_text(value)}" for name, value in rows.items()))
@@ -74,9 +51,61 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _losses(run: TrainedRun, dataset: Dataset, seed: int) -> dict[str, Any]:
+    config = run.experiment.config
+    batch_size = config.training.batch_size
+    losses = heldout_losses(run.experiment, dataset, seed=seed, mesh=run.mesh, batch_size=batch_size)
+    found = losses((run.params, run.extra), run.step)
+    return _with_errors(found) | {"heldout_rows": min(config.evaluation.num_loss, len(dataset.test))}
+
+
+def _bits(run: TrainedRun, dataset: Dataset, seed: int) -> dict[str, Any]:
+    found = _likelihoods(run, dataset, run.experiment.config.evaluation.num_likelihood, seed)
+    return {
+        **_with_errors({"bits_per_dim": mean_and_error(found.bits_per_dim)}),
+        "likelihood_rows": len(found.bits_per_dim),
+        "likelihood_evaluations": float(found.evaluations.mean()),
+    }
+
+
+def _distance(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> dict[str, Any]:
+    conditions = conditions_in_turn(run.experiment, dataset.test)
+    cond = None if conditions is None else conditions(np.arange(n))
+    drawn = sampler(run.experiment, run.mesh)(run.model, seed=seed, n=n, cond=cond, progress="samples")
+    if not first():
+        return {}
+    distance, space, reference = _frechet(run, dataset, to_data(run.experiment, drawn.x))
+    facts = {} if run.experiment.method.draw is None else run.experiment.method.draw.facts
+    return {
+        "frechet_distance": distance,
+        "frechet_space": space,
+        "frechet_samples": n,
+        "frechet_heldout": reference,
+        **{name: facts[name] for name in ("solver", "steps") if name in facts},
+        "evaluations": float(drawn.evaluations.mean()),
+    }
+
+
+def _evaluations(run: TrainedRun, dataset: Dataset, seed: int) -> dict[str, Any]:
+    """The method's own numbers of held-out rows."""
+    config = run.experiment.config
+    rows = {"seed": seed, "mesh": run.mesh, "batch_size": config.training.batch_size}
+    found: dict[str, Any] = {}
+    for function in run.experiment.method.evaluations.values():
+        each = HeldoutRows(function, dataset.test, config.evaluation.num_loss, **rows)(run.model, run.step)
+        found |= _with_errors({name: mean_and_error(values) for name, values in each.items()})
+    return found
+
+
+def _with_errors(found: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Means under their names, and their standard errors beside them."""
+    pairs = {name: {name: mean, f"{name}_error": _finite(error)} for name, (mean, error) in found.items()}
+    return {name: value for pair in pairs.values() for name, value in pair.items()}
+
+
 def likelihood(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Writes log p (nats) and bits/dim of each held-out row as likelihood.npz, and their means as likelihood.json."""
-    run = open_run(args, overrides)
+    run = open_run(args, overrides, check=lambda experiment: can(experiment, "log_prob", "has no density"))
     dataset = together(lambda: _with_test_part(run, 1))
     found = _likelihoods(run, dataset, args.num or len(dataset.test), args.seed)
     if not first():
@@ -118,21 +147,16 @@ def _with_test_part(run: TrainedRun, least: int) -> Dataset:
 
 
 def _likelihoods(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> Likelihoods:
-    config = run.experiment.config
+    log_prob = run.experiment.method.log_prob
+    assert log_prob is not None
     return likelihoods(
-        run.denoise,
+        log_prob,
+        run.model,
         dataset.test,
         min(n, len(dataset.test)),
         seed=seed,
-        levels=run.experiment.data.levels,
-        centered=config.data.centered,
-        trace=TRACES[config.evaluation.trace],
-        probes=config.evaluation.probes,
-        t_min=config.loss.t_min,
-        rtol=config.evaluation.rtol,
-        atol=config.evaluation.atol,
         mesh=run.mesh,
-        batch_size=config.sampling.batch_size,
+        batch_size=run.experiment.config.sampling.batch_size,
         progress="likelihoods",
     )
 

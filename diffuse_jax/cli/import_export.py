@@ -42,6 +42,7 @@ def import_(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     config, plan = experiment.config, experiment.plan
+    assert plan is not None
     print(
         f"{param_count(state.params):,} parameters of step {int(state.step)}, {config.model.name}\n"
         f"  process           {config.sde.name}\n"
@@ -58,7 +59,8 @@ def export(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     output = _output(args.output)
     run = open_run(args, overrides, output.parent, check=score_sde_options)
     options = score_sde_options(run.experiment)
-    arrays = to_score_sde(run.experiment.net.module, run.denoise.params, run.experiment.data.shape)
+    assert run.experiment.net is not None
+    arrays = to_score_sde(run.experiment.net.module, run.params, run.experiment.data.shape)
     write_safetensors(free_name(output), arrays, options, run.step)
     print(f"{len(arrays)} arrays of step {run.step} in {output}")
     return 0

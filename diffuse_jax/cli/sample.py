@@ -1,7 +1,7 @@
 """diffuse-jax sample."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,14 +9,14 @@ import numpy as np
 
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
-from diffuse_jax.cli.common import TrainedRun, free_name, open_run, picture, sampler, to_data
+from diffuse_jax.cli.common import TrainedRun, can, free_name, open_run, picture, sampler, to_data
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.cli.sample_files import sample_files
 from diffuse_jax.config import ConfigError
 from diffuse_jax.evaluation import save_gif, save_png
-from diffuse_jax.evaluation.draw import Drawn
-from diffuse_jax.sde import SDE
+from diffuse_jax.evaluation.draw import Conditions
+from diffuse_jax.training import Draw, Drawn
 
 _FRAMES = 40
 _ANIMATED = 64
@@ -27,16 +27,18 @@ def sample(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Draws samples FIRST … FIRST + N − 1 of a seed into samples.npz, samples.png and samples.json under the workdir,
     or one by one or chunk by chunk into files of samples/."""
     together(lambda: _check(args))
-    run = open_run(args, overrides)
+    run = open_run(args, overrides, check=lambda experiment: can(experiment, "draw", "has nothing to sample"))
     n = args.num or run.experiment.config.sampling.num
-    classes = together(lambda: _classes(run, args, n))
+    conditions = together(lambda: _conditions(run, args, n))
+    if args.trajectory and _draw(run).frames is None:
+        raise ConfigError("--trajectory: this kind of run draws in one step, and has no path to show: leave it out")
     # Of files that are written as they are drawn no more than a chunk is held.
     held = n if args.format == "npz" else min(n, run.experiment.config.sampling.batch_size)
     together(lambda: check_samples(run.experiment, held, "--num"))
     if args.format == "npz":
-        _one_file(args, run, n, None if classes is None else classes(np.arange(args.first, args.first + n)))
+        _one_file(args, run, n, None if conditions is None else conditions(np.arange(args.first, args.first + n)))
     else:
-        sample_files(args, run, n, classes)
+        sample_files(args, run, n, conditions)
     return 0
 
 
@@ -45,9 +47,9 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(f"--trajectory goes with --format=npz alone, not with --format={args.format}")
 
 
-def _classes(run: TrainedRun, args: argparse.Namespace, n: int) -> Callable[[np.ndarray], np.ndarray] | None:
-    """The classes of samples by their numbers: --label, or all in turn; None for a run without classes, of which no
-    label can be asked."""
+def _conditions(run: TrainedRun, args: argparse.Namespace, n: int) -> Conditions | None:
+    """The conditions of samples by their numbers: what is asked for, and classes that are not all in turn; None for a
+    run without conditions, of which none can be asked."""
     label, classes = args.label, run.experiment.data.num_classes
     if args.first + n > _SAMPLES:
         raise ConfigError(f"--first={args.first} and {n} samples: a seed has the samples 0 … {_SAMPLES - 1}")
@@ -57,17 +59,17 @@ def _classes(run: TrainedRun, args: argparse.Namespace, n: int) -> Callable[[np.
         return None
     if label is not None and not 0 <= label < classes:
         raise ConfigError(f"--label={label} must be one of 0 … {classes - 1}")
-    return lambda index: (index % classes if label is None else np.full(len(index), label)).astype(np.int32)
+    return lambda index: {"label": (index % classes if label is None else np.full(len(index), label)).astype(np.int32)}
 
 
-def _one_file(args: argparse.Namespace, run: TrainedRun, n: int, labels: np.ndarray | None) -> None:
-    denoise = run.experiment.sampling_denoiser(run.denoise.params)
-    draw = partial(sampler(run.experiment, run.mesh), denoise, seed=args.seed, first=args.first, labels=labels)
-    drawn = draw(n=n, progress="samples")
+def _one_file(args: argparse.Namespace, run: TrainedRun, n: int, cond: Mapping[str, np.ndarray] | None) -> None:
+    draw = partial(sampler(run.experiment, run.mesh), run.model, seed=args.seed, first=args.first)
+    drawn = draw(n=n, cond=cond, progress="samples")
     few = min(n, _ANIMATED) if len(run.experiment.data.shape) == 3 else n
-    path = draw(n=few, path=True, progress="trajectory").path if args.trajectory else None
+    of_few = None if cond is None else {name: rows[:few] for name, rows in cond.items()}
+    path = draw(n=few, cond=of_few, path=True, progress="trajectory").path if args.trajectory else None
     if first():
-        _write(args, run, drawn, labels, path)
+        _write(args, run, drawn, None if cond is None else cond.get("label"), path)
 
 
 def _write(
@@ -83,9 +85,7 @@ def _write(
     save_png(picture(samples), written[1])
     facts = {
         "checkpoint": run.step,
-        "solver": run.experiment.plan.name,
-        "steps": len(run.experiment.plan.times) - 1,
-        "dtype": run.experiment.config.sampling.dtype,
+        **_draw(run).facts,
         "evaluations": float(drawn.evaluations.mean()),
         "largest_evaluations": float(drawn.evaluations.max()),
         "seed": args.seed,
@@ -98,17 +98,19 @@ def _write(
         written.append(free_name(run.workdir / "trajectory.gif"))
         save_gif(_frames(run, path, samples[: len(path)]), written[-1])
     most = f", at most {facts['largest_evaluations']:g}" if facts["largest_evaluations"] != facts["evaluations"] else ""
-    print(f"{n} samples of step {run.step}, {facts['solver']} with {facts['evaluations']:g} evaluations each{most}:")
+    by = facts.get("solver", run.experiment.config.method.name)
+    print(f"{n} samples of step {run.step}, {by} with {facts['evaluations']:g} evaluations each{most}:")
     print("\n".join(f"  {path}" for path in written))
 
 
 def _frames(run: TrainedRun, path: np.ndarray, last: np.ndarray) -> list[np.ndarray]:
     """Pictures of a path (n, N + 1, …), brought to the size of the data at every time, ending with the samples."""
-    times = run.experiment.plan.times
-    chosen = np.unique(np.linspace(0, len(times) - 1, _FRAMES).round().astype(int))
-    frames = [picture(to_data(run.experiment, path[:, k] * _scale(run.experiment.sde, times[k]))) for k in chosen]
+    scales = _draw(run).frames
+    chosen = np.unique(np.linspace(0, len(scales) - 1, _FRAMES).round().astype(int))
+    frames = [picture(to_data(run.experiment, path[:, k] * scales[k])) for k in chosen]
     return [*frames, *[picture(last)] * 10]
 
 
-def _scale(sde: SDE, t: Any) -> float:
-    return float(1 / np.sqrt(sde.alpha(t) ** 2 + sde.sigma(t) ** 2))
+def _draw(run: TrainedRun) -> Draw:
+    assert run.experiment.method.draw is not None
+    return run.experiment.method.draw

@@ -19,8 +19,9 @@ from diffuse_jax._progress import progress_bar
 from diffuse_jax.checkpoints import read_json, write_json_atomic
 from diffuse_jax.cli.common import TrainedRun, free_name, sampler, to_data
 from diffuse_jax.cli.distributed import first, from_first, together
-from diffuse_jax.config import ConfigError, base
+from diffuse_jax.config import ConfigError
 from diffuse_jax.evaluation import save_png
+from diffuse_jax.evaluation.draw import Conditions
 
 __all__ = ["FOLDER", "sample_files"]
 
@@ -29,9 +30,6 @@ _FACTS = "samples.json"
 _LOCK = ".lock"
 _SHARD = re.compile(r"\d{8,}-\d{8,}\.npz")
 _PNG_END = b"IEND\xaeB`\x82"  # without it a file was cut short
-
-# Fields of config.sampling that say nothing about what a sample is, and those that are facts of their own.
-_NO_FACTS = ("num", "batch_size", "solver", "steps", "grid", "dtype")
 
 
 class _Files(Protocol):
@@ -95,29 +93,29 @@ class _Shards:
 _KINDS: dict[str, Callable[[pathlib.Path], _Files]] = {"png": _Images, "shards": _Shards}
 
 
-def sample_files(
-    args: argparse.Namespace, run: TrainedRun, n: int, classes: Callable[[np.ndarray], np.ndarray] | None
-) -> None:
+def sample_files(args: argparse.Namespace, run: TrainedRun, n: int, conditions: Conditions | None) -> None:
     """Draws samples args.first … args.first + n − 1 into files of format args.format, but for those that are there."""
     folder, start, stop = run.workdir / FOLDER, args.first, args.first + n
     with contextlib.ExitStack() as held:
         together(lambda: _check(args, run))
-        files = together(lambda: held.enter_context(_opened(folder, _facts(args, run))) if first() else None)
+        facts = _facts(args, run)
+        files = together(lambda: held.enter_context(_opened(folder, facts)) if first() else None)
         there = from_first(0 if files is None else files.missing(start, stop) - start)
         if files is not None and 0 < there < n:
             print(f"going on after {there} of {n} samples in {folder}", file=sys.stderr)
         if files is not None and there < n:
             _sweep(folder, start + there)
-        denoise = run.experiment.sampling_denoiser(run.denoise.params)
         draw = sampler(run.experiment, run.mesh)
         bar = held.enter_context(progress_bar(total=n, initial=there, desc="samples", disable=not first()))
-        for a, drawn in draw.chunks(denoise, seed=args.seed, n=n, first=start, skip=there, classes=classes):
+        for a, drawn in draw.chunks(run.model, seed=args.seed, n=n, first=start, skip=there, conditions=conditions):
             b = a + len(drawn.x)
             if files is not None:
-                files.write(a, to_data(run.experiment, drawn.x), None if classes is None else classes(np.arange(a, b)))
+                cond = {} if conditions is None else conditions(np.arange(a, b))
+                files.write(a, to_data(run.experiment, drawn.x), cond.get("label"))
             bar.update(b - max(a, start + there))
     if first():
-        print(f"samples {start} … {stop - 1} of step {run.step} ({n}, {run.experiment.plan.name}):\n  {folder}")
+        by = facts.get("solver", run.experiment.config.method.name)
+        print(f"samples {start} … {stop - 1} of step {run.step} ({n}, {by}):\n  {folder}")
 
 
 def _check(args: argparse.Namespace, run: TrainedRun) -> None:
@@ -130,21 +128,15 @@ def _check(args: argparse.Namespace, run: TrainedRun) -> None:
 
 def _facts(args: argparse.Namespace, run: TrainedRun) -> dict[str, Any]:
     """What decides what sample i is and how it lies in the folder, as JSON gives it back."""
-    sampling, defaults = run.experiment.config.sampling, base().sampling
-    plan, data = run.experiment.plan, run.experiment.data
+    data, draw = run.experiment.data, run.experiment.method.draw
     facts = {
         "format": args.format,
         "checkpoint": run.step,
-        "solver": plan.name,
-        "steps": len(plan.times) - 1,
-        "grid": sampling["grid"],
-        "dtype": sampling["dtype"],
         "seed": args.seed,
         "shape": data.shape,
         "classes": data.num_classes,
         "label": args.label if args.label is not None or data.num_classes is None else "index mod classes",
-        # The others, where they are not those of `base()`.
-        "sampling": {k: v for k, v in sampling.items() if k not in _NO_FACTS and v != defaults[k]},
+        **({} if draw is None else draw.facts),
     }
     stored: dict[str, Any] = json.loads(json.dumps(facts))
     return stored

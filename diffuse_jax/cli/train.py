@@ -14,31 +14,31 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffuse_jax.checkpoints import CheckpointError, Checkpoints
-from diffuse_jax.cli.common import labels_in_turn, picture, sampler, to_data, workdir_of
-from diffuse_jax.cli.distributed import check_same, check_shared, first, from_first, together
+from diffuse_jax.checkpoints import Checkpoints
+from diffuse_jax.cli.common import conditions_in_turn, heldout_losses, picture, sampler, to_data, workdir_of
+from diffuse_jax.cli.distributed import check_same, check_shared, first, together
 from diffuse_jax.cli.resources import check_disk, check_training, check_writable, device_bytes
 from diffuse_jax.config import ConfigError, Experiment, build, check_numbers, describe, load_data, override, read
 from diffuse_jax.config.workdir import CHECKPOINTS, check_fits, is_run, read_run, write_run
-from diffuse_jax.data import TOYS, Batches, Dataset, prefetch
-from diffuse_jax.evaluation import HeldoutLoss, mean_and_error, save_png
+from diffuse_jax.data import TOYS, Dataset
+from diffuse_jax.evaluation import HeldoutRows, save_png
 from diffuse_jax.nets import param_count
 from diffuse_jax.training import (
     Callback,
     TrainState,
     check_batch,
-    fit,
     make_mesh,
-    make_state,
     replicated,
     state_sharding,
 )
+from diffuse_jax.training import train as run
 
-# (state, step) -> the file of the grid; FloatingPointError where samples are not finite.
-GridDrawer = Callable[[TrainState, int], pathlib.Path]
+# (state, step) -> the files of the grids; FloatingPointError where samples are not finite.
+GridDrawer = Callable[[TrainState, int], list[pathlib.Path]]
 
 
 def train(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -117,25 +117,25 @@ def only_trainer(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: Checkpoints, mesh: Mesh) -> int:
-    config = experiment.config
-    state = _start(experiment, kept, mesh)
-    start, steps = int(state.step), config.training.steps
+    config, method = experiment.config, experiment.method
+    start, steps = kept.latest_step() or 0, config.training.steps
     if first():
         print(f"{'going on from' if start else 'training from'} step {start} to {steps} in {workdir}", file=sys.stderr)
-    batches = Batches(dataset.train, config.training.batch_size, config.seed, jax.process_index(), jax.process_count())
-    draw_grid = _grid_drawer(experiment, workdir, mesh)
-    outcome = fit(
-        state,
-        experiment.update(mesh),
-        lambda step, count: prefetch(batches, step, steps, count=count),
+    draw_grids = _grid_drawer(experiment, dataset, workdir, mesh)
+    outcome = run(
+        method,
+        dataset,
+        workdir,
         steps=steps,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
         mesh=mesh,
-        checkpoints=kept,
-        workdir=workdir,
+        accumulate=config.training.accumulate,
         steps_per_call=config.training.steps_per_call,
         log_every=config.training.log_every,
         checkpoint_every=config.training.checkpoint_every,
-        callbacks=_callbacks(experiment, dataset, mesh, draw_grid),
+        callbacks=_callbacks(experiment, dataset, mesh, draw_grids),
+        checkpoints=kept,
     )
     step = int(outcome.state.step)
     if outcome.interrupted:
@@ -143,78 +143,69 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
             print(f"stopped at step {step} of {steps}, which is saved; the same command goes on from there")
         return 130
     try:
-        grid = str(draw_grid(outcome.state, step))
+        grids = ", ".join(map(str, draw_grids(outcome.state, step)))
     except FloatingPointError as error:
-        grid = f"none: {error}"
+        grids = f"none: {error}"
     if first():
-        _say_what_is_there(workdir, kept, step, grid)
+        _print_summary(workdir, kept, step, grids, experiment)
     return 0
 
 
-def _say_what_is_there(workdir: pathlib.Path, kept: Checkpoints, step: int, grid: str) -> None:
+def _print_summary(workdir: pathlib.Path, kept: Checkpoints, step: int, grids: str, experiment: Experiment) -> None:
     quoted, curves = (shlex.quote(str(path)) for path in (workdir, workdir / "tensorboard"))
+    samples = f"  samples      {grids}\n" if grids else ""
+    sample = "" if experiment.method.draw is None else f"diffuse-jax sample --workdir={quoted}, "
     print(
-        f"trained to step {step}\n"
-        f"  samples      {grid}\n"
+        f"trained to step {step}\n{samples}"
         f"  checkpoints  {workdir / CHECKPOINTS} (steps {', '.join(map(str, kept.steps()))})\n"
         f"  metrics      {workdir / 'metrics.jsonl'}, and tensorboard --logdir={curves}\n"
-        f"next: diffuse-jax sample --workdir={quoted}, diffuse-jax evaluate --workdir={quoted}"
+        f"next: {sample}diffuse-jax evaluate --workdir={quoted}"
     )
 
 
-def _start(experiment: Experiment, kept: Checkpoints, mesh: Mesh) -> TrainState:
-    latest = kept.latest_step()
-    if (step := from_first(-1 if latest is None else latest)) < 0:
-        return make_state(experiment.create_state, mesh)
-    abstract = experiment.state_shapes
-    state: TrainState = kept.restore(abstract, step, state_sharding(mesh, abstract))
-    if int(state.step) != step:
-        raise CheckpointError(
-            f"{kept.directory / str(step)} holds step {int(state.step)}: give the folder that name again"
-        )
-    return state
+def _grid_drawer(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, mesh: Mesh) -> GridDrawer:
+    """What draws a grid of samples of the averaged parameters, and the method's pictures of held-out rows."""
+    config, method = experiment.config, experiment.method
+    n = config.sampling.num
+    source = dataset.test if len(dataset.test) else dataset.train
+    draw = None if method.draw is None else sampler(experiment, mesh)
+    conditions = conditions_in_turn(experiment, source)
+    cond = None if conditions is None else conditions(np.arange(n))
+    rows = {"seed": config.seed, "mesh": mesh, "batch_size": config.sampling.batch_size}
+    shown = {name: HeldoutRows(function, source, n, **rows) for name, function in method.pictures.items()}
 
-
-def _grid_drawer(experiment: Experiment, workdir: pathlib.Path, mesh: Mesh) -> GridDrawer:
-    """What draws a grid of samples of the averaged parameters."""
-    draw = sampler(experiment, mesh)
-    config = experiment.config
-    labels = labels_in_turn(experiment, config.sampling.num)
-
-    def draw_grid(state: TrainState, step: int) -> pathlib.Path:
-        samples = draw(experiment.sampling_denoiser(state.ema), seed=config.seed, n=config.sampling.num, labels=labels)
-        path = workdir / "grids" / f"step_{step:08d}.png"
+    def draw_grids(state: TrainState, step: int) -> list[pathlib.Path]:
+        model = method.model(state.ema, state.extra)
+        drawn = {} if draw is None else {"step": draw(model, seed=config.seed, n=n, cond=cond).x}
+        drawn |= {name: rows(model, step) for name, rows in shown.items()}
+        paths = [workdir / "grids" / f"{name}_{step:08d}.png" for name in drawn]
         if first():
-            save_png(picture(to_data(experiment, samples.x)), path)
-        return path
+            for path, x in zip(paths, drawn.values(), strict=True):
+                save_png(picture(to_data(experiment, x)), path)
+        return paths
 
-    return draw_grid
+    return draw_grids
 
 
-def _callbacks(experiment: Experiment, dataset: Dataset, mesh: Mesh, draw_grid: GridDrawer) -> list[Callback]:
-    config = experiment.config
+def _callbacks(experiment: Experiment, dataset: Dataset, mesh: Mesh, draw_grids: GridDrawer) -> list[Callback]:
+    config, method = experiment.config, experiment.method
     callbacks = []
     if config.training.evaluate_every and len(dataset.test):
-        heldout = HeldoutLoss(
-            experiment.heldout_loss,
-            dataset.test,
-            config.evaluation.num_loss,
-            seed=config.seed,
-            mesh=mesh,
-            batch_size=config.training.batch_size,
+        heldout = heldout_losses(
+            experiment, dataset, seed=config.seed, mesh=mesh, batch_size=config.training.batch_size
         )
 
-        def heldout_loss(state: TrainState, step: int) -> Mapping[str, float]:
-            return {"heldout_loss": mean_and_error(heldout(state.ema))[0]}
+        def heldout_numbers(state: TrainState, step: int) -> Mapping[str, float]:
+            return {name: mean for name, (mean, _) in heldout((state.ema, state.extra), step).items()}
 
-        callbacks.append(Callback(config.training.evaluate_every, heldout_loss))
-    if config.training.sample_every:
+        callbacks.append(Callback(config.training.evaluate_every, heldout_numbers))
+    if config.training.sample_every and (method.draw is not None or method.pictures):
 
         def grid(state: TrainState, step: int) -> Mapping[str, float]:
             # The last grid is drawn, and named, at the end of the run. A network that cannot be sampled yet trains on.
             if step < config.training.steps:
                 try:
-                    draw_grid(state, step)
+                    draw_grids(state, step)
                 except FloatingPointError as error:
                     if first():
                         print(f"no grid at step {step}: {error}", file=sys.stderr)

@@ -97,12 +97,14 @@ def _check_names(config: ConfigDict, where: str) -> None:
 
 
 #: Sections whose fields depend on a name.
-_OPEN = ("model", "sde")
+_OPEN = ("model", "sde", "method", "parameterization", "optimizer")
 
 
 def _fields_of(section: str, content: Mapping[str, Any]) -> ConfigDict | None:
     """The fields that a section may have; None where these are one's own, or of a network that there is not, which is
     refused by its name where it would be made."""
+    if section == "own":
+        return None
     name = content["name"] if section in _OPEN else ""
     if ":" in name or (section == "model" and name not in NETWORKS):
         return None

@@ -130,6 +130,8 @@ def score_sde_options(experiment: Experiment) -> dict[str, Any]:
     """The options of score_sde, in its sections, that say what an experiment does. A sampler that it does not have is
     left out. ConversionError for a network or a process that it does not have."""
     config = experiment.config
+    if experiment.net is None or experiment.parameterization is None:
+        raise ConversionError(f"config.method.name={config.method.name!r} trains no denoiser, which score_sde's are")
     said = (config.sde.name, config.parameterization.name, config.parameterization.c_noise)
     named = next((named for named, process in _SCORE_SDE_PROCESSES.items() if process == said), None)
     if named is None:

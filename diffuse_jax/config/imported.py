@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffuse_jax._fields import GROUP, check_fields, optional
+from diffuse_jax.conditions import Condition
 from diffuse_jax.config.build import DataInfo, Experiment, build
 from diffuse_jax.config.experiment_files import override
 from diffuse_jax.config.foreign_options import diffusers_fields, edm_fields, score_sde_fields
@@ -107,9 +108,10 @@ def of_options(program: str, weights: Weights, options: Mapping[str, Any], overr
     config = override(config, overrides)
     c = config.data
     # Of what the network was trained on only the shape is known, and that it was images of 8 bits.
-    data = DataInfo((c.image_size, c.image_size, c.channels), 256, c.num_classes)
+    conditions = {} if c.num_classes is None else {"label": Condition((), c.num_classes)}
+    data = DataInfo((c.image_size, c.image_size, c.channels), 256, conditions)
     experiment = build(config, data)
-    _check_same(parts.network, experiment.net.module)
+    _check_same(parts.network, _module(experiment))
     return _imported(experiment, parts.params, parts.ema, weights.step)
 
 
@@ -117,11 +119,18 @@ def of_experiment(config: ConfigDict, data: DataInfo, weights: Weights) -> Impor
     """What score_sde trained, as an experiment here states it. ConversionError where the weights are of another
     network."""
     experiment = build(config, data)
-    module, shape = experiment.net.module, data.shape
+    module, shape = _module(experiment), data.shape
     params = score_sde_params(module, shape, weights.arrays)
     ema = _averaged(weights)
     averaged = params if ema is None else score_sde_params(module, shape, ema)
     return _imported(experiment, params, averaged, weights.step)
+
+
+def _module(experiment: Experiment) -> nn.Module:
+    """The network. ConversionError where the experiment trains no denoiser."""
+    if experiment.net is None or experiment.parameterization is None:
+        raise ConversionError(f"config.method.name={experiment.config.method.name!r} trains no denoiser")
+    return experiment.net.module
 
 
 def _averaged(weights: Weights) -> Mapping[str, Any] | None:
@@ -130,8 +139,9 @@ def _averaged(weights: Weights) -> Mapping[str, Any] | None:
 
 
 def _imported(experiment: Experiment, params: Any, ema: Any, step: int) -> Imported:
+    (update,) = experiment.method.updates
     state = TrainState(
-        step=jnp.asarray(step, jnp.int32), params=params, ema=ema, opt_state=experiment.optimizer.init(params)
+        step=jnp.asarray(step, jnp.int32), params=params, ema=ema, opt_state=update.optimizer.init(params)
     )
     return Imported(experiment, state)
 

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffuse_jax import sampling, solvers, times
+from diffuse_jax.config.choices import choose, function_of, own_options, section
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.denoiser import from_score
 from diffuse_jax.sde import SDE, VE, VP, DiscreteVE, DiscreteVP, SubVP
@@ -19,7 +21,6 @@ __all__ = [
     "FIELDS",
     "SOLVERS",
     "SamplingPlan",
-    "choose",
     "forget_unread",
     "sampling_plan",
     "settle",
@@ -103,8 +104,15 @@ _SCORE_SDE_OF: dict[type[SDE], tuple[str, float | None]] = {
 #: The fields that the predictor and its grid read, and the corrector.
 _OF_SCORE_SDE, _OF_ITS_CORRECTOR = ("kappa", "steps", "t_min"), ("snr", "corrector_steps")
 _SHORT = {"pc": "reverse_diffusion+langevin"}
-_FINISHES = {"mean": sampling.last_mean, "denoise": sampling.denoise_once, "state": sampling.last_state}
-_NOISES: dict[str, sampling.NoiseSource] = {"keyed": sampling.keyed_noise, "brownian": sampling.brownian_noise}
+_FINISHES: dict[str, Callable[[ConfigDict], Callable[..., jax.Array]]] = {
+    "mean": lambda config: sampling.last_mean,
+    "denoise": lambda config: sampling.denoise_once,
+    "state": lambda config: sampling.last_state,
+}
+_NOISES: dict[str, Callable[[ConfigDict], sampling.NoiseSource]] = {
+    "keyed": lambda config: sampling.keyed_noise,
+    "brownian": lambda config: sampling.brownian_noise,
+}
 
 
 @dataclass(frozen=True)
@@ -119,13 +127,15 @@ class SamplingPlan:
     noise: sampling.NoiseSource
 
 
-def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
-    """The plan of `config.sampling`; ConfigError naming the field that cannot be met, or is not read."""
+def sampling_plan(experiment: ConfigDict, sde: SDE) -> SamplingPlan:
+    """The plan of `sampling` of an experiment's config, with what is one's own in `own`. ConfigError naming the field
+    that cannot be met, or is not read."""
+    config = experiment.sampling
     name = _SHORT.get(config.solver, config.solver)
     predictor, plus, corrector = name.partition("+")
     make = _score_sde if name.startswith(_SCORE_SDE) else _solver_and_grid
     try:
-        solver, grid = make(config, sde, predictor, corrector if plus else None)
+        solver, grid = make(experiment, sde, predictor, corrector if plus else None)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
@@ -136,8 +146,8 @@ def sampling_plan(config: ConfigDict, sde: SDE) -> SamplingPlan:
                 f"config.sampling.{field}={config[field]} is not read by {name} on grid={config.grid!r}, but by "
                 f"{', '.join(_readers(field))}: leave it out"
             )
-    finish = choose(_FINISHES, config.finish, "sampling.finish")
-    return SamplingPlan(name, solver, grid, finish, choose(_NOISES, config.noise, "sampling.noise"))
+    finish, noise = function_of(experiment, _FINISHES, "finish"), function_of(experiment, _NOISES, "noise")
+    return SamplingPlan(name, solver, grid, finish, noise)
 
 
 def settle(config: ConfigDict, before: tuple[str, str], given: Collection[str]) -> None:
@@ -163,7 +173,11 @@ def _unread(config: ConfigDict) -> set[str]:
     predictor, _, corrector = _SHORT.get(config.solver, config.solver).partition("+")
     if predictor.startswith(_SCORE_SDE):
         return FIELDS - {*_OF_SCORE_SDE, *(_OF_ITS_CORRECTOR if corrector else ())}
-    used = [SOLVERS.get(predictor), _GRIDS.get(config.grid), *([CORRECTORS.get(corrector)] if corrector else [])]
+    own = _Choice(lambda: None, {}), _Choice(lambda: None, {"n": "steps"})
+    solver = own[0] if ":" in predictor else SOLVERS.get(predictor)
+    grid = own[1] if ":" in config.grid else _GRIDS.get(config.grid)
+    moves = own[0] if ":" in corrector else CORRECTORS.get(corrector)
+    used = [solver, grid, *([moves] if corrector else [])]
     if None in used:
         return set()
     return FIELDS - {field for choice in used if choice is not None for field in choice.fields.values()}
@@ -185,24 +199,52 @@ FIELDS = {
 
 
 def _solver_and_grid(
-    config: ConfigDict, sde: SDE, predictor: str, corrector: str | None
+    experiment: ConfigDict, sde: SDE, predictor: str, corrector: str | None
 ) -> tuple[solvers.Solver, jax.Array]:
-    make_solver, make_grid = choose(SOLVERS, predictor, "sampling.solver"), choose(_GRIDS, config.grid, "sampling.grid")
-    solver = make_solver(config)
+    config = experiment.sampling
+    solver = _solver(experiment, SOLVERS, predictor)
     if corrector is not None:
-        solver = solvers.predictor_corrector(solver, choose(CORRECTORS, corrector, "sampling.solver")(config))
+        solver = solvers.predictor_corrector(solver, _solver(experiment, CORRECTORS, corrector))
     if config.grid == "explicit" and config.times is None:
         raise ConfigError(
             "config.sampling.times=None must be the times of the grid, with config.sampling.grid='explicit'"
         )
-    grid = make_grid(config, sde)
+    grid = _grid(experiment, sde)
     if predictor == "annealed_langevin" and corrector is None:
         # It moves x at the times from which steps begin: the last one too.
         grid = jnp.append(grid, grid[-1])
     return solver, grid
 
 
-def _score_sde(config: ConfigDict, sde: SDE, predictor: str, corrector: str | None) -> tuple[solvers.Solver, jax.Array]:
+def _solver(experiment: ConfigDict, table: Mapping[str, _Choice], name: str) -> solvers.Solver:
+    """A solver or corrector: one's own ("module:name") is called with its options, those of `config.own.solver`."""
+    make = choose(table, name, "sampling.solver")
+    if ":" not in name:
+        return make(experiment.sampling)
+    made = section(make, "own.solver", **own_options(experiment, "solver"))
+    if not isinstance(made, solvers.Solver):
+        raise ConfigError(f"config.sampling.solver={name!r} made a {type(made).__name__}, no diffuse_jax.Solver")
+    return made
+
+
+def _grid(experiment: ConfigDict, sde: SDE) -> jax.Array:
+    """The times: one's own grid is called as (sde, n) with its options, those of `config.own.grid`."""
+    config = experiment.sampling
+    make = choose(_GRIDS, config.grid, "sampling.grid")
+    if ":" not in config.grid:
+        return make(config, sde)
+    steps = value_of(config, "steps")
+    times = np.asarray(section(make, "own.grid", sde, steps, **own_options(experiment, "grid")))
+    falls = times.ndim == 1 and len(times) > 1 and np.isfinite(times).all() and (np.diff(times) < 0).all()
+    if not (falls and times[-1] > 0):
+        raise ConfigError(f"config.sampling.grid={config.grid!r} must give falling times above 0, (n + 1,): {times}")
+    return jnp.asarray(times)
+
+
+def _score_sde(
+    experiment: ConfigDict, sde: SDE, predictor: str, corrector: str | None
+) -> tuple[solvers.Solver, jax.Array]:
+    config = experiment.sampling
     if type(sde) not in _SCORE_SDE_OF:
         names = ", ".join(kind.__name__ for kind in _SCORE_SDE_OF)
         raise ConfigError(f"config.sampling.solver={config.solver!r} is not for {type(sde).__name__}, but for {names}")
@@ -221,10 +263,3 @@ def _score_sde(config: ConfigDict, sde: SDE, predictor: str, corrector: str | No
     # It says what it cannot do with these steps when it begins: here, and not where it is compiled.
     solver.init(jnp.zeros(1), grid, from_score(sde, lambda x, t: -x))
     return solver, grid
-
-
-def choose(table: dict[str, Any], name: str, field: str) -> Any:
-    """The entry of that name; ConfigError with the names there are."""
-    if name not in table:
-        raise ConfigError(f"config.{field}={name!r} must be one of {', '.join(table)}")
-    return table[name]

@@ -3,9 +3,11 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import optax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -15,8 +17,9 @@ from diffuse_jax.nets import DDPM, MLP, NCSNpp
 from diffuse_jax.nets.edm import ADM, SongUNet
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
 from diffuse_jax.nets.unet2d import UNet2D
+from diffuse_jax.training import adam, adamw, radam
 
-__all__ = ["DERIVED", "NETWORKS", "base", "field_kinds", "network"]
+__all__ = ["DERIVED", "NETWORKS", "OPTIMIZERS", "base", "field_kinds", "network"]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "ncsnpp": NCSNpp,
@@ -29,12 +32,16 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "mlp": MLP,
 }
 
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": adam, "adamw": adamw, "radam": radam}
+
 #: Fields of networks that are not options of an experiment: the data say how large the images are, how many channels
 #: and classes there are, and whether they are augmented, and their range says `centered`; the table of noise levels
 #: is that of the process.
 DERIVED = (
     "num_classes",
     "label_dim",
+    "image_channels",
+    "vocabulary",
     "centered",
     "img_resolution",
     "out_channels",
@@ -69,7 +76,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 def base() -> ConfigDict:
     """Every field of an experiment. `model`, `parameterization` and `ema` suit each other only once an experiment has
-    set them; the rest are values that serve small data.
+    set them; the rest are values that serve small data. Wherever a name is chosen, "package.module:name" serves too.
 
     Tuples, not lists, stand for sequences, so that they can be given on the command line. A `placeholder` may be None.
     """
@@ -77,6 +84,9 @@ def base() -> ConfigDict:
         {
             # Randomness of initial parameters, data order, noise, dropout.
             "seed": 0,
+            # What is trained: denoising, or "package.module:function" that makes a training.Method of (config, data);
+            # the other fields of the section are those of that method.
+            "method": {"name": "denoising"},
             "data": {
                 # digits, moons, checkerboard, eight_gaussians, rings, tfds:NAME, a .npy or .npz file, or a folder.
                 "source": "digits",
@@ -90,6 +100,11 @@ def base() -> ConfigDict:
                 "labels": False,
                 # How many classes the labels name; what the data have where None.
                 "num_classes": placeholder(int),
+                # Each row has an image beside it, as a condition: image_file_name in metadata.jsonl, or
+                # the array image of a file.
+                "images": False,
+                # Each row has a caption, as so many tokens; 0: none.
+                "tokens": 0,
                 # Leave out images that cannot be decoded instead of refusing the folder.
                 "skip_unreadable": False,
                 # Values in [-1, 1] if true, in [0, 1] if false.
@@ -143,8 +158,13 @@ def base() -> ConfigDict:
                 "t_min": 1e-5,
                 # mean over the dimensions, or half_sum.
                 "reduction": "mean",
+                # The probability with which a row of training loses its conditions, for classifier-free guidance.
+                "drop_conditions": 0.0,
             },
             "optimizer": {
+                # adam; adamw, which wants weight_decay; radam; or "package.module:function" that makes an optax
+                # optimizer of the other fields of the section.
+                "name": "adam",
                 "learning_rate": 2e-4,
                 # Steps, not necessarily a whole number, over which the rate rises from 0.
                 "warmup": 1000.0,
@@ -245,6 +265,9 @@ def base() -> ConfigDict:
                 "rtol": 1e-3,
                 "atol": 1e-3,
             },
+            # Options of what is one's own ("module:name") in a section that has other fields too: own.solver, own.grid,
+            # own.finish, own.noise, own.weight, own.times and own.trace, each a section of keyword arguments.
+            "own": {},
         }
     )
 

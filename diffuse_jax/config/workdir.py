@@ -14,23 +14,25 @@ from ml_collections import ConfigDict
 
 from diffuse_jax._fields import GROUP, TEXT, Kind, check_fields, integer, optional, row
 from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json, write_json_atomic
+from diffuse_jax.conditions import Condition
 from diffuse_jax.config.build import DataInfo, Experiment, build
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.sampling_section import forget_unread
 from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
-from diffuse_jax.denoiser import NetworkDenoiser
+from diffuse_jax.training import CHECKPOINTS
 
 __all__ = ["CHECKPOINTS", "check_fits", "load", "read_run", "restore", "write_run"]
 
-CHECKPOINTS = "checkpoints"
 _CONFIG = "config.json"
 
 _CONTENT = {"config": GROUP, "data": GROUP, "rows": optional(integer(1))}
 _DATA: dict[str, Kind] = {
     "shape": row(integer(1), (1, 3)),
     "levels": optional(integer(2, 256)),
-    "num_classes": optional(integer(1)),
+    "conditions": GROUP,
+    "num_classes": optional(integer(1)),  # as it was written before there were conditions
 }
+_CONDITION = {"shape": row(integer(1), (0, 1, 3)), "values": integer(1)}
 
 # What may change when a run goes on: how long it lasts, how often it does what, and what is done with its network.
 _FREE_SECTIONS = ("sampling", "evaluation")
@@ -84,7 +86,18 @@ def read_run(workdir: str | os.PathLike[str]) -> tuple[ConfigDict, DataInfo]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         line = " ".join(str(error).split())
         raise CheckpointError(f"{where} does not fit this version of diffuse_jax: {line}") from error
-    return config, DataInfo(**{name: _tuples(content["data"][name]) for name in _DATA})
+    return config, _data_info(content["data"], f"{where}: data")
+
+
+def _data_info(stored: dict[str, Any], where: str) -> DataInfo:
+    """What is known of the data, as it was stored."""
+    conditions = {}
+    for name, known in stored.get("conditions", {}).items():
+        check_fields(known, _CONDITION, f"{where}: {name}", CheckpointError, wanted=_CONDITION)
+        conditions[name] = Condition(_tuples(known["shape"]), known["values"])
+    if stored.get("num_classes") is not None:
+        conditions["label"] = Condition((), stored["num_classes"])
+    return DataInfo(_tuples(stored["shape"]), stored["levels"], conditions)
 
 
 def _recorded(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -94,7 +107,7 @@ def _recorded(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     path = pathlib.Path(workdir) / _CONFIG
     content = read_json(path)
     check_fields(content, _CONTENT, str(path), CheckpointError, wanted=("config", "data"))
-    check_fields(content["data"], _DATA, f"{path}: data", CheckpointError, wanted=_DATA)
+    check_fields(content["data"], _DATA, f"{path}: data", CheckpointError, wanted=("shape", "levels"))
     return content
 
 
@@ -155,23 +168,27 @@ def restore(
     workdir: str | os.PathLike[str],
     step: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
-) -> tuple[Any, int]:
-    """The averaged parameters (EMA) of a run at `step`, or the latest, placed by `sharding` as `Checkpoints.restore`
-    does, and the step. CheckpointError where missing."""
+) -> tuple[Any, Any, int]:
+    """The averaged parameters (EMA) of a run at `step`, or the latest, what is carried beside them, and the step; the
+    arrays placed by `sharding` as `Checkpoints.restore` does. CheckpointError where missing."""
     with Checkpoints(pathlib.Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
-        return checkpoints.restore_part("ema", experiment.params, step, sharding), step or 0
+        params = checkpoints.restore_part("ema", experiment.params, step, sharding)
+        extra = checkpoints.restore_part("extra", experiment.extra, step, sharding) if experiment.extra else {}
+        return params, extra, step or 0
 
 
-def load(workdir: str | os.PathLike[str], step: int | None = None) -> NetworkDenoiser:
-    """The denoiser that a run trained, with the averaged parameters of `step` (default: the latest checkpoint).
+def load(workdir: str | os.PathLike[str], step: int | None = None) -> Any:
+    """What a run trained, with the averaged parameters of `step` (default: the latest checkpoint): a `NetworkDenoiser`,
+    or what else its method makes.
 
-    A run with `config.data.labels` wants its labels as `cond`: it never saw a sample without. Raises CheckpointError
-    where `workdir` holds no run or no such step.
+    A run with conditions wants them as `cond`, by name. Raises CheckpointError where `workdir` holds no run or no such
+    step.
     """
     config, data = read_run(workdir)
     experiment = build(config, data)
-    return experiment.denoiser(restore(experiment, workdir, step)[0])
+    params, extra, _ = restore(experiment, workdir, step)
+    return experiment.method.model(params, extra)
 
 
 def _flat(config: ConfigDict) -> dict[str, Any]:

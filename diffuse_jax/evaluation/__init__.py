@@ -1,7 +1,7 @@
 """Evaluation: samples, held-out loss and likelihood, distances between sets of images, a check for copies, pictures."""
 
 from diffuse_jax.evaluation.digits import digits_report
-from diffuse_jax.evaluation.draw import Drawn, Sampler
+from diffuse_jax.evaluation.draw import Sampler
 from diffuse_jax.evaluation.frechet import (
     PCAFeatures,
     Statistics,
@@ -10,14 +10,12 @@ from diffuse_jax.evaluation.frechet import (
     frechet_ratio,
     statistics,
 )
-from diffuse_jax.evaluation.heldout import HeldoutLoss, Likelihoods, likelihoods, mean_and_error
+from diffuse_jax.evaluation.heldout import HeldoutRows, likelihoods, mean_and_error, of_loss
 from diffuse_jax.evaluation.neighbours import fraction_nearer, nearest_distances
 from diffuse_jax.evaluation.pictures import image_grid, save_gif, save_png, scatter_picture
 
 __all__ = [
-    "Drawn",
-    "HeldoutLoss",
-    "Likelihoods",
+    "HeldoutRows",
     "PCAFeatures",
     "Sampler",
     "Statistics",
@@ -30,6 +28,7 @@ __all__ = [
     "likelihoods",
     "mean_and_error",
     "nearest_distances",
+    "of_loss",
     "save_gif",
     "save_png",
     "scatter_picture",

@@ -1,92 +1,60 @@
 """Drawing samples in chunks over all devices: sample i is the same whatever the chunks, devices and processes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffuse_jax.denoiser import Conditioned, Denoiser
 from diffuse_jax.evaluation.chunks import chunks, everywhere, joined, shard
-from diffuse_jax.sampling import NoiseSource, count_evaluations, denoise_once, keyed_noise, sample_keys, solve
-from diffuse_jax.solvers import Solver
+from diffuse_jax.sampling import sample_keys
+from diffuse_jax.training.method import Draw, Drawn
 
-__all__ = ["Drawn", "Sampler"]
+__all__ = ["Sampler"]
 
-
-class Drawn(NamedTuple):
-    """Samples and what they cost.
-
-    Args:
-        x: The samples (n, …).
-        evaluations: The evaluations that each took (n,); NaN where the solver does not say.
-        path: Their states (n, N + 1, …) along the grid, where asked for.
-    """
-
-    x: np.ndarray
-    evaluations: np.ndarray
-    path: np.ndarray | None
+# The conditions of samples by their numbers.
+Conditions = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 class Sampler:
-    """A solver on a grid of times, compiled once for chunks of samples that are spread over devices.
+    """How a method draws, compiled once for chunks of samples that are spread over devices.
 
-    A call draws n samples of a seed, `chunks` gives them out as they are drawn; a denoiser with other parameters does
-    not recompile.
+    A call draws n samples of a seed, `chunks` gives them out as they are drawn; a model with other parameters does not
+    recompile.
 
     Args:
-        solver: The solver.
-        times: The grid (N + 1,).
-        finish: What is returned of a solution, as in `diffuse_jax.sample`.
+        draw: What draws, as `Method.draw` has it.
         mesh: The devices, of `training.make_mesh`.
         batch_size: The samples of one chunk.
-        noise: What makes the draws of a step, as in `diffuse_jax.sample`.
     """
 
-    def __init__(
-        self,
-        solver: Solver,
-        times: jax.Array,
-        finish: Callable[..., jax.Array],
-        *,
-        mesh: Mesh,
-        batch_size: int,
-        noise: NoiseSource = keyed_noise,
-    ) -> None:
+    def __init__(self, draw: Draw, *, mesh: Mesh, batch_size: int) -> None:
         self._mesh, self._batch_size = mesh, batch_size
-
-        @partial(jax.jit, static_argnames="path")
-        def run(keys: jax.Array, denoise: Denoiser, cond: Any, path: bool) -> tuple[Any, ...]:
-            solution = solve(keys, denoise, solver, times, cond=cond, noise=noise, path=path)
-            x = finish(solution, times[-1], Conditioned(denoise, cond))
-            count = count_evaluations(solver, times, solution.memory) + (finish is denoise_once)
-            each = jnp.broadcast_to(count, keys.shape[:1])
-            return x, each, None if solution.path is None else jnp.moveaxis(solution.path, 0, 1)
-
-        self._run = run
+        self._run = partial(jax.jit, static_argnames="path")(
+            lambda model, keys, cond, path: draw.function(model, keys, cond, path)
+        )
 
     def __call__(
         self,
-        denoise: Denoiser,
+        model: Any,
         *,
         seed: int,
         n: int,
         first: int = 0,
-        labels: np.ndarray | None = None,
+        cond: Mapping[str, np.ndarray] | None = None,
         path: bool = False,
         progress: str | None = None,
     ) -> Drawn:
         """Draws n samples of a seed.
 
         Args:
-            denoise: The denoiser.
+            model: The model.
             seed: The seed; sample i is a function of it and i alone.
             n: How many.
             first: The number of the first of them.
-            labels: Class labels (n,), the condition of each sample.
+            cond: The conditions of each sample by name, (n, …).
             path: Keep every state.
             progress: The name of a progress bar on stderr; None draws none.
 
@@ -97,32 +65,32 @@ class Sampler:
             FloatingPointError: At the first chunk in which a sample is not finite, as where the adaptive solver ran out
                 of steps.
         """
-        given = None if labels is None else np.asarray(labels)
-        classes = None if given is None else lambda index: given[index - first]
-        parts = self.chunks(denoise, seed=seed, n=n, first=first, classes=classes, path=path)
+        given = None if cond is None else {name: np.asarray(rows) for name, rows in cond.items()}
+        of = None if given is None else lambda index: {name: rows[index - first] for name, rows in given.items()}
+        parts = self.chunks(model, seed=seed, n=n, first=first, conditions=of, path=path)
         drawn: Drawn = joined(parts, n, progress=progress)
         return drawn
 
     def chunks(
         self,
-        denoise: Denoiser,
+        model: Any,
         *,
         seed: int,
         n: int,
         first: int = 0,
         skip: int = 0,
-        classes: Callable[[np.ndarray], np.ndarray] | None = None,
+        conditions: Conditions | None = None,
         path: bool = False,
     ) -> Iterator[tuple[int, Drawn]]:
         """Draws samples a chunk at a time, of which no more than two are held.
 
         Args:
-            denoise: The denoiser.
+            model: The model.
             seed: The seed.
             n: How many.
             first: The number of the first of them.
             skip: Chunks that lie in the first so many samples are left out.
-            classes: Gives the labels of samples by their numbers, all below 2**32.
+            conditions: Gives the conditions of samples by their numbers, all below 2**32.
             path: Keep every state.
 
         Returns:
@@ -132,13 +100,13 @@ class Sampler:
             FloatingPointError: At the first chunk in which a sample is not finite.
         """
         key = jax.random.key(seed)
-        denoise = everywhere(self._mesh, denoise)
+        model = everywhere(self._mesh, model)
 
         def chunk(index: np.ndarray) -> Drawn:
             # Of this chunk alone: a function of all n would be compiled for every n.
             keys = jax.vmap(lambda i: sample_keys(key, 1, first=i)[0])(index.astype(np.uint32))
-            cond = None if classes is None else shard(self._mesh, classes(index))
-            return Drawn(*self._run(shard(self._mesh, keys), denoise, cond, path))
+            cond = None if conditions is None else shard(self._mesh, conditions(index))
+            return Drawn(*self._run(model, shard(self._mesh, keys), cond, path))
 
         for start, drawn in chunks(chunk, n, self._batch_size, self._mesh, first=first, skip=skip):
             _check_finite(start, drawn.x)

@@ -26,14 +26,18 @@ from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.training.logs import MetricLog
 from diffuse_jax.training.sharding import batch_sharding, compile_step, global_batch, replicated, state_sharding
 from diffuse_jax.training.state import TrainState
-from diffuse_jax.training.step import Metrics, StepFn
+from diffuse_jax.training.step import Metrics, Occasional, StepFn
 
 __all__ = ["Callback", "Interrupt", "NonFiniteLoss", "Outcome", "fit"]
 
 # Calls under way on the devices: enough that they never wait for the host, few enough that batches do not pile up.
 _IN_FLIGHT = 2
 
-_SHOWN = ("loss", "images_per_second")  # beside the progress bar
+
+def _shown(name: str) -> bool:
+    """Whether a number stands beside the progress bar."""
+    return name in ("loss", "images_per_second") or name.endswith("/loss")
+
 
 # (start, count) -> (start, the batches of `count` steps, stacked), (start + count, …), …
 Feed = Callable[[int, int], Iterator[tuple[int, Any]]]
@@ -139,8 +143,8 @@ def fit(
         ValueError: Naming the field, where `steps`, a cadence or the state's step is not a multiple of
             `steps_per_call`, the state is past `steps` or behind the latest checkpoint, or the batches end early or are
             not those asked for.
-        NonFiniteLoss: Where loss, gradient or parameters stop being finite: looked for at every line and before every
-            save, so that no such state is saved.
+        NonFiniteLoss: Where a loss, a gradient, a parameter or what is carried beside them stops being finite:
+            looked for at every line and before every save, so that no such state is saved.
         OSError: Naming the file, where one cannot be written.
     """
     start = step = int(state.step)
@@ -181,7 +185,7 @@ def fit(
             if scalars:
                 log.write(step, scalars)
             if line:
-                bar.set_postfix({name: f"{scalars[name]:.4g}" for name in _SHOWN if name in scalars})
+                bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items() if _shown(name)})
                 window.clear(step)
             if save and checkpoints is not None:
                 _save(checkpoints, step, state)
@@ -225,21 +229,32 @@ class _Window:
     def read(self) -> tuple[str, int] | None:
         """Waits for the metrics and stops the clock; returns the first one that is not finite, with its step."""
         calls = jax.device_get(self._calls)
-        values: dict[str, np.ndarray] = {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+        values: dict[str, Any] = jax.tree.map(lambda *parts: np.concatenate(parts), *calls)
         self._calls = [values]
         if self._clock is not None:
             self._images += self._timed
             self._seconds += time.perf_counter() - self._clock
-        bad = {name: np.flatnonzero(~np.isfinite(column)) for name, column in values.items()}
+        bad = {name: np.flatnonzero(~np.isfinite(_numbers(column))) for name, column in values.items()}
         first = [(int(where[0]), name) for name, where in bad.items() if where.size]
         if not first:
             return None
-        offset, name = min(first, key=lambda found: (found[0], found[1] != "loss"))
+        offset, name = min(first, key=lambda found: (found[0], not found[1].endswith("loss")))
         return name, self._start + offset + 1
 
     def means(self) -> dict[str, float]:
-        means = {name: float(np.mean(values, dtype=np.float64)) for name, values in self._calls[0].items()}
+        made = {name: _made(column) for name, column in self._calls[0].items()}
+        means = {name: float(np.mean(values, dtype=np.float64)) for name, values in made.items() if values.size}
         return means | ({"images_per_second": self._images / self._seconds} if self._images else {})
+
+
+def _numbers(column: Any) -> np.ndarray:
+    """The numbers of a metric (steps,), 0 where it was not made."""
+    return np.asarray(column.value if isinstance(column, Occasional) else column)
+
+
+def _made(column: Any) -> np.ndarray:
+    """The numbers of a metric at the steps that made it."""
+    return _numbers(column)[column.made] if isinstance(column, Occasional) else _numbers(column)
 
 
 def _feed(batches: Feed, start: int, steps: int, count: int) -> Generator[Any, None, None]:
@@ -284,12 +299,13 @@ class _Agreement:
 
 @jax.jit
 def _all_finite(trees: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(trees)]).all()
+    floats = [leaf for leaf in jax.tree.leaves(trees) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]).all()
 
 
 def _save(checkpoints: Checkpoints, step: int, state: TrainState) -> None:
     # The metrics of step n are those of the parameters before it: what it made of them is looked at here.
-    if not _all_finite((state.params, state.ema)):
+    if not _all_finite((state.params, state.ema, state.extra)):
         raise _diverged("the parameters are", step, checkpoints)
     checkpoints.save(step, state)
 

@@ -10,6 +10,7 @@ neighbours on the mesh: process p holds the p-th part of the batch's rows, and a
 wherever its size divides the number of the process's devices.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,8 +20,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffuse_jax.training.method import Draws, Loss, LossOutput, Update
 from diffuse_jax.training.state import TrainState
-from diffuse_jax.training.step import Loss, Metrics, Rows, StepFn, scan_steps
+from diffuse_jax.training.step import Metrics, StepFn, scan_steps
 
 __all__ = [
     "batch_sharding",
@@ -89,24 +91,28 @@ def make_state(create: Callable[[], TrainState], mesh: Mesh) -> TrainState:
     return jax.jit(create, out_shardings=state_sharding(mesh, jax.eval_shape(create)), compiler_options=quick)()
 
 
-def gathered(loss: Loss, mesh: Mesh) -> Loss:
-    """`loss` for parameters that lie as `state_sharding` says: they are gathered before it is computed and its gradient
-    is split as they are. Without it XLA may as well split the computation of a layer, and send activations. Where
-    'fsdp' has size 1, `loss` itself."""
+def gathered(updates: Sequence[Update], mesh: Mesh) -> tuple[Update, ...]:
+    """`updates` of a state that lies as `state_sharding` says: parameters and extra are gathered before a loss is
+    computed, and its gradient is split as they are. Without it XLA may as well split the computation of a layer, and
+    send activations. Where 'fsdp' has size 1, `updates` themselves."""
     if mesh.shape["fsdp"] == 1:
-        return loss
+        return tuple(updates)
+    return tuple(dataclasses.replace(update, loss=_of_gathered(update.loss, mesh)) for update in updates)
 
-    @jax.custom_vjp
-    def gather(params: Any) -> Any:
-        return jax.lax.with_sharding_constraint(params, replicated(mesh))
+
+def _of_gathered(loss: Loss, mesh: Mesh) -> Loss:
+    def whole(tree: Any) -> Any:
+        return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+    gather = jax.custom_vjp(whole)
 
     def split(_: None, gradient: Any) -> tuple[Any]:
         return (jax.lax.with_sharding_constraint(gradient, state_sharding(mesh, gradient)),)
 
-    gather.defvjp(lambda params: (gather(params), None), split)
+    gather.defvjp(lambda params: (whole(params), None), split)
 
-    def of_gathered(params: Any, batch: Any, rows: Rows, rng: jax.Array) -> jax.Array:
-        return loss(gather(params), batch, rows, rng)
+    def of_gathered(params: Any, extra: Any, batch: Any, draws: Draws) -> LossOutput:
+        return loss(gather(params), whole(extra), batch, draws)
 
     return of_gathered
 

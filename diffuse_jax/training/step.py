@@ -1,13 +1,15 @@
-"""One update of the parameters as a pure function, and K of them in one call.
+"""One step of training as a pure function of the state and a batch, and K of them in one call.
 
 Every random number is a function of (key, step, row of the global batch), so that neither the number of devices nor an
-interruption changes a run:
+interruption changes a run. Of the first update of a step:
 
     row_key[i] = fold_in(fold_in(key, step), i)          for row i of the global batch
     rng        = fold_in(fold_in(key, step), 2³² − 1)    for dropout
+
+and of update k > 0 the same with fold_in(key, 2³² − 1 − k) in place of key.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,139 +17,181 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffuse_jax._pytree import pytree, static
+from diffuse_jax._pytree import pytree
+from diffuse_jax.training.method import Draws, Update
 from diffuse_jax.training.state import TrainState
 
-__all__ = ["Loss", "Metrics", "Rows", "StepFn", "scan_steps", "step_randomness", "train_step"]
-
-Metrics = dict[str, jax.Array]
-StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
-
-# `split` would not do: its keys are those of fold_in(key, 0), fold_in(key, 1), …, which belong to the rows.
-_DROPOUT = np.uint32(2**32 - 1)
+__all__ = ["Metrics", "Occasional", "StepFn", "scan_steps", "step_draws", "train_step"]
 
 
 @pytree
-class Rows:
-    """Which rows of the global batch a loss sees: `keys` (B,), one typed key a row; `index` (B,) int32, their positions
-    in the global batch; and its size `total`, a Python int. B = total, except under `jax.pmap`, where a device sees its
-    share.
-    """
+class Occasional:
+    """A metric of an update that is not made at every step: `value`, 0 where it was not, and whether it was `made`."""
 
-    keys: jax.Array
-    index: jax.Array
-    total: int = static()
+    value: jax.Array
+    made: jax.Array
 
 
-Loss = Callable[[Any, Any, Rows, jax.Array], jax.Array]
+Metrics = dict[str, Any]
+StepFn = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+# `split` would not do: its keys are those of fold_in(key, 0), fold_in(key, 1), …, which belong to the rows.
+_LAST = 2**32 - 1
 
 
-def step_randomness(key: jax.Array, step: jax.Array, size: int, axis_name: str | None = None) -> tuple[Rows, jax.Array]:
-    """The rows of this step and the key of its dropout, for a (local) batch of `size` rows.
+def step_draws(key: jax.Array, step: jax.Array, size: int, axis_name: str | None = None) -> Draws:
+    """The randomness of this step for a (local) batch of `size` rows.
 
     Under `axis_name` device d holds the rows d·size … (d + 1)·size − 1, and a dropout key of its own.
     """
     key = jax.random.fold_in(key, step)
-    rng = jax.random.fold_in(key, _DROPOUT)
+    rng = jax.random.fold_in(key, np.uint32(_LAST))
     index, total = jnp.arange(size, dtype=jnp.int32), size
     if axis_name is not None:
         device = jax.lax.axis_index(axis_name)
         index, total = index + size * device, size * jax.lax.axis_size(axis_name)
         rng = jax.random.fold_in(rng, device)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
-    return Rows(keys=keys, index=index, total=total), rng
+    return Draws(keys=keys, index=index, rng=rng, step=step, total=total)
 
 
 def train_step(
     state: TrainState,
     batch: Any,
     *,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
+    updates: Sequence[Update],
     ema: Callable[[jax.Array], jax.Array],
     key: jax.Array,
     axis_name: str | None = None,
     accumulate: int = 1,
 ) -> tuple[TrainState, Metrics]:
-    """One update of the state from a batch.
+    """One step: every update in turn, then the moving average.
 
     Args:
-        state: The state before it.
+        state: The state before it, as `create_state` makes it for the same updates.
         batch: A tree of arrays that share their leading axis B.
-        loss: `loss(params, batch, rows, rng) -> (B,)` gives the loss of each sample, drawing what concerns row i from
-            `rows.keys[i]` and dropout from `rng`; the step minimises its mean.
-        optimizer: The optimizer, such as `adam`.
-        ema: `ema(step)` is the decay of the moving average, `step` counting the updates made before this one.
+        updates: What is done, as a `Method` has it; each sees what the one before left.
+        ema: `ema(step)` is the decay of the moving average, `step` counting the steps made before this one.
         key: The key of the run, from which the randomness of all steps follows.
-        axis_name: For `jax.pmap`, the axis over which loss and gradient are averaged, the batch being this device's
+        axis_name: For `jax.pmap`, the axis over which losses and gradients are averaged, the batch being this device's
             share; None knows nothing of devices.
-        accumulate: The number k of parts of the batch, gone through one after the other, over which the gradient is
-            averaged, each with the memory of its B/k rows: the same update, but for rounding and for dropout, whose key
+        accumulate: The number k of parts of the batch, gone through one after the other, over which each gradient is
+            averaged, each with the memory of its B/k rows: the same step, but for rounding and for dropout, whose key
             is the part's own.
 
     Returns:
-        The state after it, and float32 scalars: `loss`, and `grad_norm`, the global norm of the gradient before
-            clipping.
+        The state after it, and of each update float32 scalars: `loss`, `grad_norm`, the global norm of the gradient
+            before clipping, and the metrics of its loss; `Occasional` ones where it is not made at every step.
 
     Raises:
-        ValueError: Where the loss is not one value a row, or k does not divide B.
+        ValueError: Where a loss is not one value a row, an update names parameters or a loss brings up to date entries
+            of `extra` that there are not, or k does not divide B.
     """
     size = jax.tree.leaves(batch)[0].shape[0]
-    rows, rng = step_randomness(key, state.step, size, axis_name)
+    params, extra = state.params, state.extra
+    metrics: Metrics = {}
+    opt_states = list(state.opt_state) if len(updates) > 1 else [state.opt_state]
+    for number, update in enumerate(updates):
+        own_key = jax.random.fold_in(key, np.uint32(_LAST - number)) if number else key
+        draws = step_draws(own_key, state.step, size, axis_name)
 
-    def mean_loss(params: Any, batch: Any, rows: Rows, rng: jax.Array) -> jax.Array:
-        each = loss(params, batch, rows, rng)
-        if each.shape != rows.index.shape:
-            raise ValueError(f"the loss must give one value a row, shape {rows.index.shape}, not {each.shape}")
-        return jnp.mean(each)
+        def make(before: tuple[Any, Any, Any], update: Update = update, draws: Draws = draws) -> Any:
+            return _make(update, *before, batch, draws, axis_name, accumulate)
 
-    def value_and_gradient(batch: Any, rows: Rows, rng: jax.Array) -> tuple[jax.Array, Any]:
-        return jax.value_and_grad(mean_loss)(state.params, batch, rows, rng)
-
-    if accumulate == 1:
-        value, gradient = value_and_gradient(batch, rows, rng)
-    else:
-        value, gradient = _mean_over_parts(value_and_gradient, batch, rows, rng, accumulate)
-    if axis_name is not None:
-        value, gradient = jax.lax.pmean((value, gradient), axis_name)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+        before = params, extra, opt_states[number]
+        if update.every == 1:
+            (params, extra, opt_states[number]), found = make(before)
+        else:
+            due = state.step % update.every == 0
+            zeros = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), jax.eval_shape(make, before)[1])
+            after, found = jax.lax.cond(due, make, lambda before, zeros=zeros: (before, zeros), before)
+            params, extra, opt_states[number] = after
+            found = {name: Occasional(value, due) for name, value in found.items()}
+        metrics |= {f"{update.name}/{name}" if update.name else name: value for name, value in found.items()}
     decay = ema(state.step)
     average = jax.tree.map(lambda e, p: (decay * e + (1 - decay) * p).astype(e.dtype), state.ema, params)
-    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
-    return (
-        TrainState(step=state.step + 1, params=params, ema=average, opt_state=opt_state),
-        jax.tree.map(lambda m: m.astype(jnp.float32), metrics),
-    )
+    opt_state = tuple(opt_states) if len(updates) > 1 else opt_states[0]
+    return TrainState(step=state.step + 1, params=params, ema=average, opt_state=opt_state, extra=extra), metrics
 
 
-def _mean_over_parts(
-    function: Callable[[Any, Rows, jax.Array], Any], batch: Any, rows: Rows, rng: jax.Array, parts: int
-) -> Any:
-    """The mean of function(batch, rows, rng) over so many parts of the rows, one after the other, row r being of part r
-    mod `parts`: where a batch is spread over devices, each of them has its share of every part."""
-    size = rows.index.shape[0]
+def _make(
+    update: Update,
+    params: Any,
+    extra: Any,
+    opt_state: Any,
+    batch: Any,
+    draws: Draws,
+    axis_name: str | None,
+    accumulate: int,
+) -> tuple[tuple[Any, Any, Any], Metrics]:
+    """One update: (params, extra, opt_state) after it, and its metrics."""
+    moved = update.moved(params)
+
+    def mean_loss(moved: Any, batch: Any, draws: Draws) -> tuple[jax.Array, tuple[Metrics, Any]]:
+        output = update.loss(update.put(params, moved), extra, batch, draws)
+        if output.each.shape != draws.index.shape:
+            given = output.each.shape
+            raise ValueError(f"the loss must give one value a row, shape {draws.index.shape}, not {given}")
+        further = {name: jnp.mean(value) for name, value in output.metrics.items()}
+        return jnp.mean(output.each), (further, dict(output.extra or {}))
+
+    def found(batch: Any, draws: Draws) -> Any:
+        (value, (further, new)), gradient = jax.value_and_grad(mean_loss, has_aux=True)(moved, batch, draws)
+        return value, gradient, further, new
+
+    if accumulate == 1:
+        value, gradient, further, new = found(batch, draws)
+    else:
+        value, gradient, further, new = _mean_over_parts(found, batch, draws, accumulate)
+    if axis_name is not None:
+        value, gradient, further = jax.lax.pmean((value, gradient, further), axis_name)
+        new = jax.tree.map(lambda leaf: jax.lax.pmean(leaf, axis_name) if _inexact(leaf) else leaf, new)
+    if unknown := sorted(set(new) - set(extra)):
+        raise ValueError(
+            f"the loss brings extra[{unknown[0]!r}] up to date, and extra has {', '.join(extra) or 'none'}"
+        )
+    change, opt_state = update.optimizer.update(gradient, opt_state, moved)
+    params = update.put(params, optax.apply_updates(moved, change))
+    metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient), **further}
+    metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+    return (params, {**extra, **new} if new else extra, opt_state), metrics
+
+
+def _inexact(leaf: jax.Array) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _mean_over_parts(function: Callable[[Any, Draws], Any], batch: Any, draws: Draws, parts: int) -> Any:
+    """The mean of function(batch, draws) over so many parts of the rows, one after the other, row r being of part r mod
+    `parts`: where a batch is spread over devices, each of them has its share of every part. Of numbers that are no
+    floats the last part's."""
+    size = draws.index.shape[0]
     if size % parts:
         raise ValueError(f"accumulate = {parts} must divide the {size} rows of the batch")
 
     def split(leaf: jax.Array) -> jax.Array:
         return jnp.swapaxes(leaf.reshape(size // parts, parts, *leaf.shape[1:]), 0, 1)
 
-    def of(part: tuple[jax.Array, Any, Rows]) -> Any:
-        i, batch, rows = part
-        return function(batch, rows, jax.random.fold_in(rng, i))
+    def of(part: tuple[jax.Array, Any, jax.Array, jax.Array]) -> Any:
+        i, batch, keys, index = part
+        rng = None if draws.rng is None else jax.random.fold_in(draws.rng, i)
+        return function(batch, Draws(keys=keys, index=index, rng=rng, step=draws.step, total=draws.total))
 
-    split_up = jnp.arange(parts), jax.tree.map(split, batch), jax.tree.map(split, rows)
+    split_up = jnp.arange(parts), jax.tree.map(split, batch), split(draws.keys), split(draws.index)
     shapes = jax.eval_shape(of, jax.tree.map(lambda leaf: leaf[0], split_up))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, of(part)), None), zeros, split_up)
-    return jax.tree.map(lambda leaf: leaf / parts, total)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(lambda t, new: t + new if _inexact(t) else new, total, of(part)), None
+
+    total, _ = jax.lax.scan(add, zeros, split_up)
+    return jax.tree.map(lambda leaf: leaf / parts if _inexact(leaf) else leaf, total)
 
 
 def scan_steps(step_fn: StepFn, state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
-    """K updates in one call: every leaf of `batches` has a leading axis K, and the metrics come back stacked, (K,).
+    """K steps in one call: every leaf of `batches` has a leading axis K, and the metrics come back stacked, (K,).
 
-    They are the K single updates up to the rounding of another program. K = 1 is compiled without a loop: in a loop's
+    They are the K single steps up to the rounding of another program. K = 1 is compiled without a loop: in a loop's
     body XLA runs the gradient of a kernel of `nn.Conv` on a CPU by a path some fifty times slower (`nets.convolution`).
     """
     if jax.tree.leaves(batches)[0].shape[0] > 1:

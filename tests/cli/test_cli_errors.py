@@ -124,7 +124,7 @@ def test_a_workdir_has_one_trainer_at_a_time(tmp_path, capsys):
 
 
 def test_a_first_attempt_without_a_checkpoint_is_begun_anew(tmp_path):
-    write_run(tmp_path, read("toy2d"), DataInfo((2,), None, None))  # as left by a run that died in its first step
+    write_run(tmp_path, read("toy2d"), DataInfo((2,), None))  # as left by a run that died in its first step
     assert run("train", *TINY, "--config.training.steps=4", f"--workdir={tmp_path}") == 0
     assert read_run(tmp_path)[0].training.batch_size == 16
 

@@ -11,12 +11,11 @@ import pytest
 from cli_models import TINY, run
 
 import diffuse_jax
-from diffuse_jax import solvers, times
+from diffuse_jax import methods, solvers, times
 from diffuse_jax.config import build
 from diffuse_jax.config.workdir import read_run, restore
 from diffuse_jax.data import load_dataset
-from diffuse_jax.evaluation import HeldoutLoss, Sampler
-from diffuse_jax.sampling import last_mean
+from diffuse_jax.evaluation import HeldoutRows, Sampler, of_loss
 from diffuse_jax.training import make_mesh
 from diffuse_jax.training.logs import MetricLog
 
@@ -53,7 +52,8 @@ def test_other_seeds_numbers_denoisers_and_checkpoints_compile_nothing(
     toy_run: pathlib.Path, compiled: list[str]
 ) -> None:
     denoise = diffuse_jax.load(toy_run, step=4)
-    draw = Sampler(solvers.heun(), times.uniform(denoise.sde, 3), last_mean, mesh=make_mesh(), batch_size=8)
+    heun = methods.solver_draw(denoise.sde, solvers.heun(), times.uniform(denoise.sde, 3))
+    draw = Sampler(heun, mesh=make_mesh(), batch_size=8)
     first = draw(denoise, seed=0, n=19)
     config, data = read_run(toy_run)
     rebuilt = build(config, data)
@@ -69,9 +69,10 @@ def test_other_seeds_numbers_denoisers_and_checkpoints_compile_nothing(
 def test_the_held_out_loss_of_another_checkpoint_compiles_nothing(toy_run: pathlib.Path, compiled: list[str]) -> None:
     experiment = build(*read_run(toy_run))
     rows = load_dataset("moons").test
-    heldout = HeldoutLoss(experiment.heldout_loss, rows, 20, seed=0, mesh=make_mesh(), batch_size=16)
-    losses = [heldout(restore(experiment, toy_run, 4)[0])]
-    params = restore(experiment, toy_run, 8)[0]
+    loss = of_loss(experiment.method.heldout["loss"])
+    heldout = HeldoutRows(loss, rows, 20, seed=0, mesh=make_mesh(), batch_size=16)
+    losses = [heldout(restore(experiment, toy_run, 4)[:2], 4)["loss"]]
+    trained = restore(experiment, toy_run, 8)[:2]
     before = len(compiled)
-    losses.append(heldout(params))
+    losses.append(heldout(trained, 8)["loss"])
     assert compiled[before:] == [] and jnp.any(losses[0] != losses[1])

@@ -26,8 +26,8 @@ def test_the_published_cifar10_network_trains_and_samples():
         # An untrained network is almost 0 and leaves ‖eps‖²/2, half of chi-squared with 3,072 degrees: 1536 ± 28.
         assert float(metrics["loss"][0]) == pytest.approx(1536, abs=150)
     assert int(state.step) == 2
-    plan = build(override(config, ["--config.sampling.steps=2"])).plan
-    assert plan.name == "score_sde:reverse_diffusion+langevin"
-    draw = Sampler(plan.solver, plan.times, plan.finish, mesh=mesh, batch_size=2)
+    sampled = build(override(config, ["--config.sampling.steps=2"])).method.draw
+    assert sampled.facts["solver"] == "score_sde:reverse_diffusion+langevin"
+    draw = Sampler(sampled, mesh=mesh, batch_size=2)
     drawn = draw(experiment.denoiser(state.ema), seed=0, n=2)
     assert drawn.x.shape == (2, 32, 32, 3) and (drawn.evaluations == 4).all()

@@ -23,8 +23,7 @@ from diffuse_jax.config import (
 )
 from diffuse_jax.config.workdir import check_fits, read_run, write_run
 from diffuse_jax.nets import param_count
-from diffuse_jax.training import train_step
-from diffuse_jax.training.step import Rows
+from diffuse_jax.training import step_draws
 
 
 @pytest.mark.parametrize("name", ["digits", "toy2d"])
@@ -101,7 +100,7 @@ def test_a_decaying_rate_ends_at_the_experiments_number_of_steps():
     data = describe(read("toy2d"))
     options = ["--config.model.width=4", "--config.training.steps=400"]
     falling, constant = (
-        build(read("toy2d", [*options, f"--config.optimizer.decay={decay}"]), data).optimizer
+        build(read("toy2d", [*options, f"--config.optimizer.decay={decay}"]), data).method.updates[0].optimizer
         for decay in ("linear", "none")
     )
     for n, left in ((300, 1 / 4), (400, 0)):
@@ -159,11 +158,11 @@ def test_the_heldout_loss_has_no_flips_and_no_dequantization():
     tiny = [f"--config.model.{option}" for option in ("nf=4", "ch_mult=1,", "attn_resolutions=1,", "num_res_blocks=1")]
     experiment = build(read("digits", [*tiny, "--config.data.flip=True", "--config.data.dequantize=True"]))
     plain = build(read("digits", tiny), experiment.data)
-    rows = Rows(keys=jax.random.split(jax.random.key(0), 4), index=jnp.arange(4), total=4)
+    draws = step_draws(jax.random.key(0), jnp.int32(0), 4)
     batch = {"x": np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1)).astype(np.uint8) * 15}
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.01, leaf.dtype), experiment.params)
-    three = (experiment.heldout_loss, plain.loss, experiment.loss)
-    heldout, without, with_both = (np.asarray(jax.jit(loss)(params, batch, rows, None)) for loss in three)
+    three = (experiment.method.heldout["loss"], plain.method.updates[0].loss, experiment.method.updates[0].loss)
+    heldout, without, with_both = (np.asarray(jax.jit(loss)(params, {}, batch, draws).each) for loss in three)
     np.testing.assert_array_equal(heldout, without)
     assert not np.allclose(heldout, with_both, rtol=1e-4)
 
@@ -186,11 +185,11 @@ def test_a_network_whose_output_has_another_shape_than_the_data_is_refused_when_
     config.unlock()
     config.model = ConfigDict({"name": "cli_models:Features", "features": features})
     if features == 2:
-        assert build(config, DataInfo((2,), None, None)).data.shape == (2,)
+        assert build(config, DataInfo((2,), None)).data.shape == (2,)
     else:
         message = rf"config\.model\.name='cli_models:Features' .*\(1, 2\) it returns \(1, {features}\)"
         with pytest.raises(ConfigError, match=message):
-            build(config, DataInfo((2,), None, None))
+            build(config, DataInfo((2,), None))
 
 
 def test_every_process_with_what_suits_it_takes_a_step_of_training_that_changes_its_parameters():
@@ -217,7 +216,7 @@ def test_every_process_with_what_suits_it_takes_a_step_of_training_that_changes_
     def step(batch):
         results, state = [], experiments[0].create_state()
         for e in experiments:
-            after, metrics = train_step(state, batch, loss=e.loss, optimizer=e.optimizer, ema=e.ema, key=e.key)
+            after, metrics = e.update()(state, batch)
             change = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), after.params, state.params)
             results.append((metrics, jnp.max(jnp.stack(jax.tree.leaves(change)))))
         return results

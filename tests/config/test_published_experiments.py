@@ -4,6 +4,7 @@ The tables here were typed from the originals: the config files of score_sde (JA
 train.py. Nothing is compiled: networks, a step of training and a step of sampling are traced abstractly.
 """
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -15,14 +16,14 @@ import numpy as np
 import pytest
 
 from diffuse_jax import losses
+from diffuse_jax.conditions import Condition
 from diffuse_jax.config import ConfigError, DataInfo, base, build, describe, experiments, read
-from diffuse_jax.config.build import _parameter_shapes
+from diffuse_jax.config.method_section import _denoiser_shapes
 from diffuse_jax.config.published import Figure, Published, bits_per_dim, fid, published
 from diffuse_jax.config.schema import DERIVED, NETWORKS, network
 from diffuse_jax.nets import param_count
 from diffuse_jax.sampling import denoise_once
-from diffuse_jax.training import create_state
-from diffuse_jax.training.step import Rows
+from diffuse_jax.training import step_draws
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks"))
 import reproduce
@@ -117,17 +118,27 @@ def size_of(name):
 def a_network_is_traced_once():
     """Settings of the same network share its abstract parameters."""
     with pytest.MonkeyPatch.context() as patch:
-        module = sys.modules["diffuse_jax.config.build"]
-        patch.setattr(module, "_parameter_shapes", functools.cache(_parameter_shapes))
+        known = {}
+
+        def shapes(name, net, parameterization, data):
+            key = name, net, parameterization, data.shape, tuple(data.conditions.items())
+            if key not in known:
+                known[key] = _denoiser_shapes(name, net, parameterization, data)
+            return known[key]
+
+        patch.setattr(sys.modules["diffuse_jax.config.method_section"], "_denoiser_shapes", shapes)
         yield
+
+
+def of_classes(number):
+    """The conditions of data with so many classes, by a number or as the tables have it."""
+    return {} if number in (None, "-") else {"label": Condition((), int(number))}
 
 
 @functools.cache
 def built(name, *overrides):
     classes = EDMS[name][0] if name in EDMS else "-"
-    return build(
-        read(name, overrides), DataInfo((size_of(name),) * 2 + (3,), 256, None if classes == "-" else int(classes))
-    )
+    return build(read(name, overrides), DataInfo((size_of(name),) * 2 + (3,), 256, of_classes(classes)))
 
 
 def test_the_tables_name_every_experiment():
@@ -320,7 +331,7 @@ def test_a_step_of_training_and_one_of_sampling_are_of_the_shapes_of_the_data(na
     batch = {"x": jax.ShapeDtypeStruct(shape, jnp.uint8)}
     if experiment.data.num_classes:
         batch["label"] = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
-    state = jax.eval_shape(lambda params: create_state(params, experiment.optimizer), experiment.params)
+    state = experiment.state_shapes
     after, metrics = jax.eval_shape(experiment.update(), state, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state) and metrics["loss"].shape == ()
     plan = experiment.plan
@@ -354,7 +365,7 @@ def test_a_network_takes_its_derived_fields_from_data_and_process(name):
     config.model = network(name)
     config.model.update({field: value for field, value in tiny.items() if field in config.model})
     classes = 5 if names & {"num_classes", "label_dim"} else None
-    module = build(config, DataInfo((8, 8, 3), 256, classes)).net.module
+    module = build(config, DataInfo((8, 8, 3), 256, of_classes(classes))).net.module
     wanted = {"num_classes": classes, "label_dim": classes, "centered": False, "img_resolution": 8, "out_channels": 3}
     wanted |= {"augment_dim": 0, "sigma_min": 0.01, "sigma_max": 7.0, "num_scales": 12}
     assert {field: getattr(module, field) for field in names} == {field: wanted[field] for field in names}
@@ -372,7 +383,11 @@ def test_a_network_takes_its_derived_fields_from_data_and_process(name):
         ),
         ("cifar10_ve_ncsn", ["sde.name=ve", "parameterization.c_noise=sigma", "loss.times=uniform"], r"one of index,"),
         ("cifar10_vp_ddpmpp_continuous", ["loss.times=table"], r"config.loss.times='table' needs .* a table"),
-        ("cifar10_ve_ncsn", ["data.labels=True", "data.num_classes=3"], r"'ncsn' reads no classes"),
+        (
+            "cifar10_ve_ncsn",
+            ["data.labels=True", "data.num_classes=3"],
+            r"condition 'label', which config\.model\.name='ncsn' does not read",
+        ),
         ("cifar10_vp_ddpm", ["data.augment=0.1"], r"augment=0\.1: .*'ddpm' is not told"),
         ("cifar10_edm_ddpmpp", ["data.augment=1.5"], r"config\.data\.augment=1\.5 must be at least 0 and at most 1"),
         ("cifar10_edm_ddpmpp", ["loss.p_std=0.0"], r"config\.loss\.p_std=0\.0 must be above 0"),
@@ -400,14 +415,15 @@ def test_the_loss_of_edm_has_its_weight_at_its_noise_levels():
     experiments = [
         build(
             read("toy2d", [f"--config.{o}" for o in (*options, f"loss.p_mean={mean}", f"loss.p_std={std}")]),
-            DataInfo((2,), None, None),
+            DataInfo((2,), None),
         )
         for mean, std in levels
     ]
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), experiments[0].params)
-    rows = Rows(keys=jax.random.split(jax.random.key(0), 4096), index=jnp.arange(4096), total=4096)
+    draws = dataclasses.replace(step_draws(jax.random.key(0), jnp.int32(0), 4096), rng=None)
     batch = {"x": jnp.zeros((4096, 2))}
-    found = jax.jit(lambda: jnp.stack([jnp.mean(e.loss(zero, batch, rows, None)) for e in experiments]))()
+    losses = [experiment.method.updates[0].loss for experiment in experiments]
+    found = jax.jit(lambda: jnp.stack([jnp.mean(loss(zero, {}, batch, draws).each) for loss in losses]))()
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     wanted = [np.sum(weights * 0.25 / (np.exp(2 * (m + s * nodes)) + 0.25)) / np.sum(weights) for m, s in levels]
     np.testing.assert_allclose(found, wanted, rtol=0.06)
@@ -418,17 +434,18 @@ def test_the_network_is_told_of_the_augmentation_and_heldout_images_have_none():
     config = read("cifar10_edm_ddpmpp")
     config.data.augment, config.model.dropout = 0.5, 0.0
     config.model.update(tiny)
-    experiment = build(config, DataInfo((8, 8, 3), 256, None))
+    experiment = build(config, DataInfo((8, 8, 3), 256))
     leaves, tree = jax.tree.flatten(experiment.params)
     draws = [jax.random.normal(jax.random.key(i), leaf.shape) * 0.3 for i, leaf in enumerate(leaves)]
     params = jax.tree.unflatten(tree, draws)
     deaf = {**params, "augment": jax.tree.map(jnp.zeros_like, params["augment"])}
     batch = {"x": np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3)).astype(np.uint8)}
-    rows = Rows(keys=jax.random.split(jax.random.key(0), 4), index=jnp.arange(4), total=4)
+    draws = dataclasses.replace(step_draws(jax.random.key(0), jnp.int32(0), 4), rng=None)
+    losses = experiment.method.updates[0].loss, experiment.method.heldout["loss"]
 
     @jax.jit
     def both(params):
-        return experiment.loss(params, batch, rows, None), experiment.heldout_loss(params, batch, rows, None)
+        return tuple(loss(params, {}, batch, draws).each for loss in losses)
 
     (told, heldout), (untold, same) = both(params), both(deaf)
     assert not np.allclose(told, untold, rtol=1e-3) and not np.allclose(untold, same, rtol=1e-3)
@@ -436,7 +453,7 @@ def test_the_network_is_told_of_the_augmentation_and_heldout_images_have_none():
 
 
 def test_the_moving_average_of_edm_forgets_faster_at_the_start():
-    ema = built("cifar10_edm_ddpmpp").ema
+    ema = built("cifar10_edm_ddpmpp").method.ema
     steps = np.asarray([0, 1000, 100_000])
     wanted = 0.5 ** (512 / np.minimum(500_000, np.maximum(0.05 * 512 * steps, 1e-8)))
     np.testing.assert_allclose([float(ema(jnp.asarray(step))) for step in steps], wanted, rtol=1e-5)

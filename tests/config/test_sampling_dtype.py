@@ -9,9 +9,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from diffuse_jax.config import ConfigError, DataInfo, build, override, read
-from diffuse_jax.sampling import sample, sample_keys
+from diffuse_jax.sampling import sample_keys
 
-DATA = DataInfo((8, 8, 1), 17, None)
+DATA = DataInfo((8, 8, 1), 17)
 SOLVERS = ("ancestral", "dpm_solver_multi", "reverse_diffusion+langevin")
 
 
@@ -31,8 +31,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 def program(experiment: Any) -> Any:
     """The whole of sampling, traced and not compiled."""
-    plan = experiment.plan
-    draw = lambda params, keys: sample(keys, experiment.sampling_denoiser(params), plan.solver, plan.times)  # noqa: E731
+    draw = lambda params, keys: experiment.method.draw.function(experiment.denoiser(params), keys, None, False).x  # noqa: E731
     return jax.make_jaxpr(draw)(experiment.params, jax.eval_shape(lambda: sample_keys(0, 2))).jaxpr
 
 
@@ -66,7 +65,6 @@ def test_the_type_of_sampling_is_that_of_the_model_unless_it_is_given() -> None:
     assert set(products(program(given))) == {float32}
     # The loss and the likelihood are of the network as it was trained.
     assert given.denoiser(None).net.module.dtype == half
-    assert given.sampling_net == experiment().net
 
 
 @pytest.mark.parametrize(
@@ -84,4 +82,4 @@ def test_another_type_is_refused(fields: list[str], message: str) -> None:
 def test_a_network_that_cannot_be_told_a_type_is_refused() -> None:
     config = override(read("toy2d"), ["--config.sampling.dtype=bfloat16"])
     with pytest.raises(ConfigError, match=r"config.sampling.dtype='bfloat16': config.model.name='mlp' has no field"):
-        build(config, DataInfo((2,), None, None))
+        build(config, DataInfo((2,), None))

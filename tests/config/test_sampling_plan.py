@@ -12,8 +12,8 @@ from diffuse_jax.sde import EDM, VP, DiscreteVP, linear_betas
 
 
 def plan(sde: Any = None, **fields: Any) -> Any:
-    config = base().sampling
-    config.update(fields)
+    config = base()
+    config.sampling.update(fields)
     return sampling_plan(config, VP() if sde is None else sde)
 
 
@@ -164,8 +164,9 @@ def test_a_corrector_keeps_its_numbers_under_another_predictor() -> None:
 
 
 def test_unread_fields_that_a_run_recorded_are_forgotten() -> None:
-    config = base().sampling
+    experiment = base()
+    config = experiment.sampling
     config.update(solver="ddim", eta=0.5, snr=0.16, kappa=1.0, churn_max=float("inf"), rtol=1e-5, rho=7.0)
     forget_unread(config)
     assert (config.eta, config.snr, config.kappa, config.churn_max, config.rtol, config.rho) == (0.5, *[None] * 5)
-    chex.assert_trees_all_equal(sampling_plan(config, VP()).solver, solvers.ddim(0.5))
+    chex.assert_trees_all_equal(sampling_plan(experiment, VP()).solver, solvers.ddim(0.5))

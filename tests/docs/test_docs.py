@@ -107,7 +107,7 @@ def test_commands_of_the_page_have_the_flags_fields_and_extras_that_they_use(pag
                 continue
             config = read(named, as_asked(args, _joined(overrides)))
             if getattr(args, "solver", None):
-                sampling_plan(config.sampling, VP())
+                sampling_plan(config, VP())
 
 
 def test_the_readme_trains_and_tests_in_one_line_each():

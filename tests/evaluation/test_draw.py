@@ -7,11 +7,13 @@ import pytest
 import scipy.stats
 
 from diffuse_jax import VP, NetworkDenoiser, log_prob, oracles, sample, sample_keys, solve, solvers, times
+from diffuse_jax.codecs import Pixels
 from diffuse_jax.data.sources import Arrays
 from diffuse_jax.evaluation import Sampler, likelihoods
 from diffuse_jax.evaluation.chunks import chunks, map_chunks
 from diffuse_jax.likelihood import exact_trace, hutchinson_trace
-from diffuse_jax.sampling import denoise_once, last_mean
+from diffuse_jax.methods import flow_log_prob, solver_draw
+from diffuse_jax.sampling import denoise_once
 from diffuse_jax.training import make_mesh
 
 SDE = VP()
@@ -25,7 +27,7 @@ def mesh(devices):
 
 
 def sampler(solver, devices, batch_size):
-    return Sampler(solver, times.uniform(SDE, 6), last_mean, mesh=mesh(devices), batch_size=batch_size)
+    return Sampler(solver_draw(SDE, solver, times.uniform(SDE, 6)), mesh=mesh(devices), batch_size=batch_size)
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), CHUNKS)
@@ -73,11 +75,11 @@ def test_samples_from_any_first_on_are_those_of_the_seed():
     draw = sampler(solvers.euler_maruyama(), 1, 7)
     denoise = NetworkDenoiser(SDE, jnp.asarray(0.1), label_net, shape=(3,))
     labels = np.arange(19) % 5
-    whole = draw(denoise, seed=4, n=19, labels=labels)
+    whole = draw(denoise, seed=4, n=19, cond={"label": labels})
     for first, n in ((0, 7), (3, 9), (18, 1)):
-        part = draw(denoise, seed=4, n=n, first=first, labels=labels[first : first + n])
+        part = draw(denoise, seed=4, n=n, first=first, cond={"label": labels[first : first + n]})
         np.testing.assert_allclose(part.x, whole.x[first : first + n], rtol=1e-5, atol=1e-6)
-    found = list(draw.chunks(denoise, seed=4, n=19, skip=9, classes=lambda index: index % 5))
+    found = list(draw.chunks(denoise, seed=4, n=19, skip=9, conditions=lambda index: {"label": index % 5}))
     assert [start for start, _ in found] == [7, 14]
     np.testing.assert_array_equal(np.concatenate([drawn.x for _, drawn in found]), whole.x[7:])
 
@@ -108,34 +110,36 @@ def test_a_solver_that_states_no_evaluations_draws_with_their_number_unknown():
 
 def test_a_denoising_at_the_end_counts_as_an_evaluation():
     grid = times.uniform(SDE, 6)
-    draw = Sampler(solvers.heun(), grid, denoise_once, mesh=mesh(1), batch_size=4)
+    draw = Sampler(solver_draw(SDE, solvers.heun(), grid, finish=denoise_once), mesh=mesh(1), batch_size=4)
     assert (draw(GAUSSIAN, seed=0, n=4).evaluations == 2 * 6 + 1).all()
 
 
 def label_net(params, x, t, *, cond=None, rng=None):
-    return params * x + cond[:, None]
+    return params * x + cond["label"][:, None]
 
 
 def test_every_sample_has_its_own_label():
     denoise = NetworkDenoiser(SDE, jnp.asarray(0.1), label_net, shape=(3,))
     labels = np.arange(19) % 5
-    drawn = sampler(solvers.heun(), 8, 8)(denoise, seed=0, n=19, labels=labels)
+    drawn = sampler(solvers.heun(), 8, 8)(denoise, seed=0, n=19, cond={"label": labels})
     for i in (0, 7, 18):
         key = sample_keys(0, 1, first=i)
-        alone = sample(key, denoise, solvers.heun(), times.uniform(SDE, 6), cond=jnp.asarray(labels[i : i + 1]))
+        own = {"label": jnp.asarray(labels[i : i + 1])}
+        alone = sample(key, denoise, solvers.heun(), times.uniform(SDE, 6), cond=own)
         np.testing.assert_allclose(drawn.x[i], alone[0], rtol=1e-3)
     # dx/dt grows with the label at every time, so one seed's samples are ordered by it.
-    one = [sampler(solvers.heun(), 1, 8)(denoise, seed=0, n=1, labels=np.array([k])).x for k in range(3)]
+    labels = [{"label": np.array([k])} for k in range(3)]
+    one = [sampler(solvers.heun(), 1, 8)(denoise, seed=0, n=1, cond=cond).x for cond in labels]
     assert np.all(np.diff(np.concatenate(one), axis=0) < 0)
 
 
 def test_a_denoiser_with_other_parameters_does_not_compile_again(caplog):
     draw = sampler(solvers.heun(), 1, 8)
     denoise = NetworkDenoiser(SDE, jnp.asarray(0.1), label_net, shape=(3,))
-    draw(denoise, seed=0, n=8, labels=np.zeros(8, int))
+    draw(denoise, seed=0, n=8, cond={"label": np.zeros(8, int)})
     size = draw._run._cache_size()
     other = NetworkDenoiser(SDE, jnp.asarray(0.2), label_net, shape=(3,))
-    draw(other, seed=1, n=8, labels=np.ones(8, int))
+    draw(other, seed=1, n=8, cond={"label": np.ones(8, int)})
     assert draw._run._cache_size() == size == 1
 
 
@@ -145,23 +149,14 @@ def test_samples_that_are_not_finite_are_refused():
         sampler(solvers.heun(), 1, 8)(broken, seed=0, n=5)
 
 
-OPTIONS = {"centered": True, "t_min": 1e-5, "rtol": 1e-5, "atol": 1e-5}
+OPTIONS = {"t_min": 1e-5, "rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 16)])
 def test_the_likelihoods_of_gaussian_rows_are_those_of_scipy(devices, batch_size):
     x = np.random.default_rng(0).multivariate_normal(MEAN, COV, 11).astype(np.float32)
-    found = likelihoods(
-        GAUSSIAN,
-        Arrays(x),
-        11,
-        seed=0,
-        levels=None,
-        trace=exact_trace,
-        mesh=mesh(devices),
-        batch_size=batch_size,
-        **OPTIONS,
-    )
+    exact = flow_log_prob(Pixels((3,)), trace=exact_trace, **OPTIONS)
+    found = likelihoods(exact, GAUSSIAN, Arrays(x), 11, seed=0, mesh=mesh(devices), batch_size=batch_size)
     expected = scipy.stats.multivariate_normal(MEAN, COV).logpdf(x)
     # The prior N(0, I) stands for N(α·m, C) at T, α² = 4e-5: some 1e-3 nats.
     np.testing.assert_allclose(found.log_prob, expected, atol=1e-2)
@@ -174,16 +169,13 @@ def test_the_bits_of_grey_levels_are_those_of_a_direct_call(centered, offset):
     levels = np.random.default_rng(0).integers(0, 17, (5, 2, 2, 1))
     images = np.round(levels * 255 / 16).astype(np.uint8)
     denoise = NetworkDenoiser(SDE, jnp.asarray(0.9), lambda params, x, t: params * x, shape=(2, 2, 1))
-    options = OPTIONS | {"centered": centered}
-    found = likelihoods(
-        denoise, Arrays(images), 5, seed=3, levels=17, trace=hutchinson_trace, mesh=mesh(1), batch_size=8, **options
-    )
+    estimated = flow_log_prob(Pixels((2, 2, 1), 17, centered), trace=hutchinson_trace, **OPTIONS)
+    found = likelihoods(estimated, denoise, Arrays(images), 5, seed=3, mesh=mesh(1), batch_size=8)
     low, span = (-1, 2) if centered else (0, 1)
     keys = sample_keys(3, 5)
     # Row i's uniform numbers come from streams 1 and then 1 of its key.
     u = np.stack([jax.random.uniform(jax.random.fold_in(jax.random.fold_in(k, 1), 1), (2, 2, 1)) for k in keys])
     x = low + span * (levels + u) / 17
-    del options["centered"]
-    direct = log_prob(denoise, jnp.asarray(x), trace=hutchinson_trace, keys=keys, **options)
+    direct = log_prob(denoise, jnp.asarray(x), trace=hutchinson_trace, keys=keys, **OPTIONS)
     np.testing.assert_allclose(found.log_prob, direct.log_prob, rtol=1e-4)
     np.testing.assert_allclose(found.bits_per_dim, -found.log_prob / 4 / np.log(2) + offset, rtol=1e-5)

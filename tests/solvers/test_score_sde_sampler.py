@@ -352,8 +352,8 @@ def test_the_discretization_of_another_process_is_refused(discretization: str, n
 
 
 def plan(sde: SDE, solver: str, **fields: Any) -> Any:
-    config = base().sampling
-    config.update(solver=solver, **fields)
+    config = base()
+    config.sampling.update(solver=solver, **fields)
     return sampling_plan(config, sde)
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from diffuse_jax import NetworkDenoiser, losses
+from diffuse_jax.codecs import Pixels
 from diffuse_jax.data.sources import Arrays
-from diffuse_jax.evaluation import HeldoutLoss
+from diffuse_jax.evaluation import HeldoutRows
+from diffuse_jax.methods import objective
 from diffuse_jax.sde import VP
-from diffuse_jax.training import make_mesh, objective
-from diffuse_jax.training.step import Rows
+from diffuse_jax.training import Draws, make_mesh
 
 SHAPE = (4, 4, 1)
 T_MIN = 1e-2
@@ -21,28 +22,25 @@ PARAMS = jnp.asarray(0.3)
 
 
 def net(params, x, t, *, cond=None, rng=None):
-    return params * x + (0 if cond is None else cond[:, None, None, None])
+    return params * x + (0 if cond is None else cond["label"][:, None, None, None])
+
+
+PIXELS = ("levels", "centered", "flip", "dequantize")
 
 
 def loss(**options):
-    defaults = {
-        "weight": losses.sigma_squared,
-        "draw_times": losses.uniform_times,
-        "stratified": False,
-        "t_min": T_MIN,
-        "half_sum": False,
-        "levels": 256,
-        "centered": True,
-    }
-    return jax.jit(
-        objective(lambda params: NetworkDenoiser(VP(), params, net, shape=SHAPE), **(defaults | options)),
+    pixels = Pixels(SHAPE, **({"levels": 256} | {name: options.pop(name) for name in PIXELS if name in options}))
+    defaults = {"stratified": False, "t_min": T_MIN}
+    function = objective(
+        lambda params, extra: NetworkDenoiser(VP(), params, net, shape=SHAPE), pixels, **(defaults | options)
     )
+    return jax.jit(lambda params, batch, draws: function(params, {}, batch, draws).each)
 
 
 def rows(n, total=None, start=0, seed=0):
     index = jnp.arange(start, start + n, dtype=jnp.int32)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), index)
-    return Rows(keys=keys, index=index, total=total or n)
+    return Draws(keys=keys, index=index, rng=None, step=jnp.int32(0), total=total or n)
 
 
 def expected(half_sum, weight):
@@ -62,13 +60,13 @@ def expected(half_sum, weight):
 @pytest.mark.parametrize("half_sum", [False, True])
 @pytest.mark.parametrize("weight", [losses.sigma_squared, losses.g_squared])
 @pytest.mark.parametrize(
-    ("draw_times", "stratified"),
+    ("times", "stratified"),
     [(losses.uniform_times, False), (losses.uniform_times, True), (losses.importance_times, True)],
 )
-def test_the_mean_is_the_integral_however_times_are_drawn(half_sum, weight, draw_times, stratified):
+def test_the_mean_is_the_integral_however_times_are_drawn(half_sum, weight, times, stratified):
     n = 40_000
-    function = loss(half_sum=half_sum, weight=weight, draw_times=draw_times, stratified=stratified)
-    values = np.asarray(function(PARAMS, {"x": np.repeat(IMAGES[:1], n, 0)}, rows(n), None), np.float64)
+    function = loss(half_sum=half_sum, weight=weight, times=times, stratified=stratified)
+    values = np.asarray(function(PARAMS, {"x": np.repeat(IMAGES[:1], n, 0)}, rows(n)), np.float64)
     # Stratified times vary less than independent ones, so this error is an upper bound on theirs.
     assert values.mean() == pytest.approx(expected(half_sum, weight), abs=4 * values.std() / np.sqrt(n))
 
@@ -76,15 +74,14 @@ def test_the_mean_is_the_integral_however_times_are_drawn(half_sum, weight, draw
 @pytest.mark.parametrize("stratified", [False, True])
 def test_a_row_comes_out_the_same_in_every_batch(stratified):
     function = loss(stratified=stratified, flip=True, dequantize=True)
-    whole = function(PARAMS, {"x": IMAGES, "label": np.arange(24)}, rows(24), None)
+    whole = function(PARAMS, {"x": IMAGES, "label": np.arange(24)}, rows(24))
     parts = [
-        function(PARAMS, {"x": IMAGES[i : i + 8], "label": np.arange(i, i + 8)}, rows(8, 24, i), None)
-        for i in (0, 8, 16)
+        function(PARAMS, {"x": IMAGES[i : i + 8], "label": np.arange(i, i + 8)}, rows(8, 24, i)) for i in (0, 8, 16)
     ]
     np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-5)
     disturbed = IMAGES.copy()
     disturbed[1:] = 0
-    other = function(PARAMS, {"x": disturbed, "label": np.arange(24)}, rows(24), None)
+    other = function(PARAMS, {"x": disturbed, "label": np.arange(24)}, rows(24))
     np.testing.assert_allclose(whole[0], other[0], rtol=1e-6)
     assert np.all(np.abs(whole[1:] - other[1:]) > 1e-6)
 
@@ -92,10 +89,10 @@ def test_a_row_comes_out_the_same_in_every_batch(stratified):
 def test_flips_and_dequantization_are_seen_where_asked_for_alone():
     batch = {"x": np.repeat(IMAGES[:1], 24, 0)}
     plain, flipped, spread = (
-        np.asarray(loss(**options)(PARAMS, batch, rows(24), None))
+        np.asarray(loss(**options)(PARAMS, batch, rows(24)))
         for options in ({}, {"flip": True}, {"levels": 2, "dequantize": True})
     )
-    mirrored = np.asarray(loss()(PARAMS, {"x": batch["x"][:, :, ::-1]}, rows(24), None))
+    mirrored = np.asarray(loss()(PARAMS, {"x": batch["x"][:, :, ::-1]}, rows(24)))
     same, turned = np.isclose(flipped, plain, rtol=1e-6), np.isclose(flipped, mirrored, rtol=1e-6)
     assert np.all(same | turned) and 4 <= turned.sum() <= 20
     assert np.isclose(spread, plain, rtol=1e-3).mean() < 0.5
@@ -105,9 +102,9 @@ def test_flips_and_dequantization_are_seen_where_asked_for_alone():
 def test_the_heldout_loss_is_that_of_the_rows_whatever_chunks_and_devices(devices, batch_size):
     function = loss(stratified=True)
     source = Arrays(IMAGES, np.arange(24))
-    make = functools.partial(HeldoutLoss, function, source, seed=5, batch_size=batch_size)
+    make = functools.partial(HeldoutRows, function, source, seed=5, batch_size=batch_size)
     values = make(19, mesh=make_mesh(jax.devices()[:devices]))(PARAMS)
-    direct = function(PARAMS, {"x": IMAGES[:19], "label": np.arange(19)}, rows(19, seed=5), None)
+    direct = function(PARAMS, {"x": IMAGES[:19], "label": np.arange(19)}, rows(19, seed=5))
     np.testing.assert_allclose(values, direct, rtol=1e-5)
     everything = make(1000, mesh=make_mesh(jax.devices()[:devices]))(PARAMS)
     assert everything.shape == (24,)

@@ -311,19 +311,18 @@ def test_data_that_hold_more_than_one_array_are_stacked_and_split_alike(mesh):
     def feed(start, count):
         yield start, {"x": np.full((count, 4, 2, 2), 3, np.uint8), "label": np.tile(np.arange(4), (count, 1))}
 
-    def loss(params, batch, rows, rng):
+    def loss(params, extra, batch, draws):
         assert batch["x"].dtype == jnp.uint8 and batch["x"].shape == (4, 2, 2)
-        return params * batch["label"] + batch["x"].sum((1, 2), dtype=jnp.float32)
+        return training.LossOutput(params * batch["label"] + batch["x"].sum((1, 2), dtype=jnp.float32))
 
-    optimizer = training.adam(1.0)
+    updates = (training.Update(loss, training.adam(1.0)),)
     step = partial(
         training.train_step,
-        loss=loss,
-        optimizer=optimizer,
+        updates=updates,
         ema=training.ema_decay(rate=0.5, batch_size=4),
         key=jax.random.key(0),
     )
-    state = training.create_state(jnp.ones(()), optimizer)
+    state = training.create_state(jnp.ones(()), updates)
     outcome = training.fit(state, step, feed, steps=1, mesh=mesh, progress=False)
     np.testing.assert_allclose(
         outcome.state.params, 0.0, atol=1e-4

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec
 
 from diffuse_jax import VP, NetworkDenoiser, solvers, times, training
 from diffuse_jax.evaluation import Sampler
-from diffuse_jax.sampling import last_mean
-from diffuse_jax.training.step import step_randomness
+from diffuse_jax.methods import solver_draw
+from diffuse_jax.training.step import step_draws
 
 # Kernels of (3, 1024) and (1024, 3) are large enough to be split.
 WIDE = 1024
@@ -42,16 +42,16 @@ def test_rows_and_dropout_draw_from_keys_that_never_meet():
     key = jax.random.key(0)
     data = [jax.random.key_data(jax.random.split(key, 4))]
     for step in range(3):
-        rows, rng = step_randomness(key, jnp.int32(step), 64)
-        data += [jax.random.key_data(rows.keys), jax.random.key_data(rng)[None]]
+        draws = step_draws(key, jnp.int32(step), 64)
+        data += [jax.random.key_data(draws.keys), jax.random.key_data(draws.rng)[None]]
         expected = jax.random.fold_in(jax.random.fold_in(key, step), 5)
-        assert jnp.array_equal(jax.random.key_data(rows.keys[5]), jax.random.key_data(expected))
+        assert jnp.array_equal(jax.random.key_data(draws.keys[5]), jax.random.key_data(expected))
     distinct = np.unique(np.concatenate(data[1:]), axis=0)
     assert len(distinct) == 3 * 65
 
 
 def test_a_row_draws_the_same_whatever_the_size_of_its_batch():
-    small, large = (step_randomness(jax.random.key(1), jnp.int32(4), n)[0] for n in (8, 32))
+    small, large = (step_draws(jax.random.key(1), jnp.int32(4), n) for n in (8, 32))
     np.testing.assert_array_equal(jax.random.key_data(small.keys), jax.random.key_data(large.keys[:8]))
     assert (small.total, large.total) == (8, 32)
 
@@ -59,8 +59,8 @@ def test_a_row_draws_the_same_whatever_the_size_of_its_batch():
 def test_the_metrics_are_the_mean_loss_and_the_norm_before_clipping():
     state, batch = toy.state(), toy.batch(0)
     _, metrics = jax.jit(toy.step())(state, batch)
-    rows, rng = step_randomness(jax.random.key(3), state.step, toy.ROWS)
-    value, gradient = jax.jit(jax.value_and_grad(lambda p: toy.loss(p, batch, rows, rng).mean()))(state.params)
+    draws = step_draws(jax.random.key(3), state.step, toy.ROWS)
+    value, gradient = jax.jit(jax.value_and_grad(lambda p: toy.loss(p, {}, batch, draws).each.mean()))(state.params)
     norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient)))
     assert norm > 1  # the toy clips at 1
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
@@ -69,7 +69,8 @@ def test_the_metrics_are_the_mean_loss_and_the_norm_before_clipping():
 
 
 def test_a_loss_that_is_not_one_value_a_row_is_refused():
-    step = functools.partial(toy.step(), loss=lambda *args: jnp.zeros(()))
+    updates = (training.Update(lambda *args: training.LossOutput(jnp.zeros(())), toy.OPTIMIZER),)
+    step = functools.partial(toy.step(), updates=updates)
     with pytest.raises(ValueError, match=r"one value a row, shape \(16,\), not \(\)"):
         step(toy.state(), toy.batch(0))
 
@@ -115,9 +116,9 @@ def test_a_split_state_trains_as_a_whole_one_with_dropout_on(wide_run, fsdp):
 
 def test_the_gradient_of_a_gathered_loss_is_split_whatever_becomes_of_it():
     mesh, params = training.make_mesh(fsdp=8), toy.params(width=WIDE)
-    rows, rng = step_randomness(jax.random.key(3), jnp.int32(0), toy.ROWS)
-    losses = toy.loss, training.gathered(toy.loss, mesh)
-    whole, split = (jax.jit(jax.grad(lambda p, f=f: f(p, toy.batch(0), rows, rng).mean()))(params) for f in losses)
+    draws = step_draws(jax.random.key(3), jnp.int32(0), toy.ROWS)
+    losses = toy.loss, training.gathered(toy.UPDATES, mesh)[0].loss
+    whole, split = (jax.jit(jax.grad(lambda p, f=f: f(p, {}, toy.batch(0), draws).each.mean()))(params) for f in losses)
     chex.assert_trees_all_close(whole, jax.device_get(split), rtol=1e-4, atol=1e-3)
     chex.assert_trees_all_equal(jax.tree.map(lambda g: g.sharding, split), training.state_sharding(mesh, params))
 
@@ -132,7 +133,7 @@ def test_split_parameters_draw_the_samples_of_whole_ones(wide_run):
         for devices, fsdp in ((1, 1), (8, 4)):
             mesh = training.make_mesh(jax.devices()[:devices], fsdp)
             params = jax.device_put(wide_run[0].params, training.state_sharding(mesh, wide_run[0].params))
-            draw = Sampler(solvers.heun(), times.uniform(VP(), 4), last_mean, mesh=mesh, batch_size=8)
+            draw = Sampler(solver_draw(VP(), solvers.heun(), times.uniform(VP(), 4)), mesh=mesh, batch_size=8)
             drawn.append(draw(NetworkDenoiser(VP(), params, net, shape=(3,)), seed=0, n=11).x)
     assert drawn[0].shape == (11, 3) and drawn[0].dtype == np.float64
     np.testing.assert_allclose(*drawn, rtol=1e-9)
@@ -186,17 +187,17 @@ def test_a_batch_in_parts_trains_as_the_whole_one(devices, fsdp):
 
 def test_every_part_of_a_batch_drops_out_by_itself():
     first, second = (
-        jax.random.key_data(jax.random.fold_in(step_randomness(jax.random.key(3), jnp.int32(0), 8)[1], i))
-        for i in range(2)
+        jax.random.key_data(jax.random.fold_in(step_draws(jax.random.key(3), jnp.int32(0), 8).rng, i)) for i in range(2)
     )
     assert not np.array_equal(first, second)
     seen = []
 
-    def loss(params, batch, rows, rng):
-        jax.debug.callback(lambda data: seen.append(np.asarray(data).tolist()), jax.random.key_data(rng))
-        return toy.loss(params, batch, rows, rng)
+    def loss(params, extra, batch, draws):
+        jax.debug.callback(lambda data: seen.append(np.asarray(data).tolist()), jax.random.key_data(draws.rng))
+        return toy.loss(params, extra, batch, draws)
 
-    jax.block_until_ready(jax.jit(functools.partial(toy.step(accumulate=2), loss=loss))(toy.state(), toy.batch(0)))
+    step = functools.partial(toy.step(accumulate=2), updates=(training.Update(loss, toy.OPTIMIZER),))
+    jax.block_until_ready(jax.jit(step)(toy.state(), toy.batch(0)))
     jax.effects_barrier()
     assert sorted(seen) == sorted([first.tolist(), second.tolist()])
 
@@ -259,14 +260,14 @@ def test_pmap_trains_as_jit_does():
 
 def test_every_device_under_pmap_has_its_rows_and_a_dropout_of_its_own():
     def seen(_, state, key):
-        rows, rng = step_randomness(key, state, 2, "batch")
-        return rows.index, jax.random.key_data(rows.keys), jax.random.key_data(rng)
+        draws = step_draws(key, state, 2, "batch")
+        return draws.index, jax.random.key_data(draws.keys), jax.random.key_data(draws.rng)
 
     key = jax.random.key(2)
     index, keys, rng = jax.pmap(seen, "batch", in_axes=(0, None, None))(jnp.arange(8), jnp.int32(1), key)
-    rows, _ = step_randomness(key, jnp.int32(1), 16)
+    draws = step_draws(key, jnp.int32(1), 16)
     np.testing.assert_array_equal(index.reshape(-1), np.arange(16))
-    np.testing.assert_array_equal(keys.reshape(16, -1), jax.random.key_data(rows.keys))
+    np.testing.assert_array_equal(keys.reshape(16, -1), jax.random.key_data(draws.keys))
     assert len(np.unique(rng, axis=0)) == 8
 
 

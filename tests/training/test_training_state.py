@@ -58,17 +58,15 @@ def test_the_optimizers_tree_does_not_depend_on_what_is_switched_off():
     assert jax.tree.structure(full.init(toy.params())) == jax.tree.structure(bare.init(toy.params()))
 
 
-def linear_step(lr, ema):
+def linear(lr):
     """Descends the mean of rows·p, whose gradient does not depend on p."""
+    loss = lambda params, extra, batch, draws: training.LossOutput(batch @ params)  # noqa: E731
+    return (training.Update(loss, optax.sgd(lr)),)
+
+
+def linear_step(lr, ema):
     return jax.jit(
-        lambda state, batch: training.train_step(
-            state,
-            batch,
-            loss=lambda params, batch, rows, rng: batch @ params,
-            optimizer=optax.sgd(lr),
-            ema=ema,
-            key=jax.random.key(0),
-        )
+        lambda state, batch: training.train_step(state, batch, updates=linear(lr), ema=ema, key=jax.random.key(0))
     )
 
 
@@ -78,7 +76,7 @@ def test_the_moving_average_of_a_straight_line_has_its_closed_form():
     with jax.enable_x64(True):
         p0, batch = jnp.asarray([1.0, -2.0]), jnp.asarray([[1.0, 2.0], [3.0, 4.0]])
         step = linear_step(lr, training.ema_decay(rate=r, batch_size=2))
-        state = training.create_state(p0, optax.sgd(lr))
+        state = training.create_state(p0, linear(lr))
         for _ in range(n):
             state, _ = step(state, batch)
         c = lr * np.mean(batch, axis=0)
@@ -91,7 +89,7 @@ def test_a_warming_up_average_forgets_its_start_as_one_over_a_binomial():
     n = 6
     with jax.enable_x64(True):
         step = linear_step(0.0, training.ema_decay(rate=0.9999, batch_size=2, warmup=True))
-        state = training.create_state(jnp.zeros(1), optax.sgd(0.0))
+        state = training.create_state(jnp.zeros(1), linear(0.0))
         state = training.TrainState(step=state.step, params=state.params, ema=jnp.ones(1), opt_state=state.opt_state)
         for _ in range(n):
             state, _ = step(state, jnp.ones((1, 1)))

@@ -32,24 +32,27 @@ def params(dtype=np.float32, width: int = 8) -> dict:
     }
 
 
-def loss(params, batch, rows: training.Rows, rng, *, dropout: float = 0.5):
-    """Each row predicts the noise it drew for itself, at its own stratified level; (B,)."""
+def loss(params, extra, batch, draws: training.Draws, *, dropout: float = 0.5) -> training.LossOutput:
+    """Each row predicts the noise it drew for itself, at its own stratified level."""
+    rng = draws.rng
     x = batch["x"]
-    eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), x.shape[1:], x.dtype))(rows.keys)
-    u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), dtype=x.dtype))(rows.keys)
-    level = (rows.index + u) / rows.total
+    eps = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), x.shape[1:], x.dtype))(draws.keys)
+    u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), dtype=x.dtype))(draws.keys)
+    level = (draws.index + u) / draws.total
     hidden = jnp.tanh((x + level[:, None] * eps) @ params["in"]["kernel"] + params["in"]["bias"])
     if dropout:
         hidden = hidden * jax.random.bernoulli(rng, 1 - dropout, hidden.shape) / (1 - dropout)
-    return jnp.sum(jnp.square(hidden @ params["out"]["kernel"] - eps), axis=-1)
+    return training.LossOutput(jnp.sum(jnp.square(hidden @ params["out"]["kernel"] - eps), axis=-1))
+
+
+UPDATES = (training.Update(loss, OPTIMIZER),)
 
 
 def step(axis_name: str | None = None, accumulate: int = 1, mesh=None, **loss_options):
-    bound = partial(loss, **loss_options)
+    updates = (training.Update(partial(loss, **loss_options), OPTIMIZER),)
     return partial(
         training.train_step,
-        loss=bound if mesh is None else training.gathered(bound, mesh),
-        optimizer=OPTIMIZER,
+        updates=updates if mesh is None else training.gathered(updates, mesh),
         ema=EMA,
         key=jax.random.key(3),
         axis_name=axis_name,
@@ -58,7 +61,7 @@ def step(axis_name: str | None = None, accumulate: int = 1, mesh=None, **loss_op
 
 
 def state(dtype=np.float32, width: int = 8) -> training.TrainState:
-    return training.create_state(params(dtype, width), OPTIMIZER)
+    return training.create_state(params(dtype, width), UPDATES)
 
 
 def batch(step: int, dtype=np.float32) -> dict[str, np.ndarray]:

@@ -1,0 +1,176 @@
+"""`config.method` and the sections that it reads, as an experiment."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from diffuse_jax import likelihood, losses, methods
+from diffuse_jax.codecs import Pixels
+from diffuse_jax.config.choices import choose, function_of, imported, line, section
+from diffuse_jax.config.errors import ConfigError
+from diffuse_jax.config.experiment import DataInfo, Experiment
+from diffuse_jax.config.parts import (
+    make_ema,
+    make_network,
+    make_optimizer,
+    make_parameterization,
+    make_process,
+    make_sampling_net,
+)
+from diffuse_jax.config.sampling_section import SamplingPlan, sampling_plan
+from diffuse_jax.config.schema import base
+from diffuse_jax.methods.denoising import one_row
+from diffuse_jax.nets import LinenNet
+from diffuse_jax.parameterizations import Parameterization
+from diffuse_jax.sde import SDE
+from diffuse_jax.training import Method
+
+__all__ = ["METHODS", "build_method"]
+
+_WEIGHTS: dict[str, Callable[[ConfigDict], Callable[..., jax.Array]]] = {
+    "sigma2": lambda config: losses.sigma_squared,
+    "g2": lambda config: losses.g_squared,
+    "edm": lambda config: losses.edm_weight(config.parameterization.sigma_data),
+}
+_TIMES: dict[str, Callable[[ConfigDict], Callable[..., tuple[jax.Array, jax.Array]]]] = {
+    "uniform": lambda config: losses.uniform_times,
+    "importance": lambda config: losses.importance_times,
+    "table": lambda config: losses.table_times,
+    "log_normal": lambda config: losses.log_normal_times(config.loss.p_mean, config.loss.p_std),
+}
+_REDUCTIONS = {"mean": False, "half_sum": True}
+_TRACES: dict[str, Callable[[ConfigDict], Callable[..., Any]]] = {
+    "exact": lambda config: likelihood.exact_trace,
+    "hutchinson": lambda config: likelihood.hutchinson_trace,
+    "gaussian": lambda config: likelihood.gaussian_trace,
+}
+
+
+def build_method(config: ConfigDict, data: DataInfo) -> Experiment:
+    """The experiment of a config with such data; ConfigError naming the field that cannot be met, or that is given and
+    not read."""
+    name = config.method.name
+    if ":" in name:
+        return _own(config, data)
+    build, reads = choose(METHODS, name, "method.name")
+    for part, defaults in base().items():
+        if part in _DENOISING - reads and config[part].to_dict() != defaults.to_dict():
+            raise ConfigError(f"config.{part} is not read by config.method.name={name!r}: leave it as it is")
+    experiment: Experiment = build(config, data)
+    return experiment
+
+
+def _own(config: ConfigDict, data: DataInfo) -> Experiment:
+    """A method of one's own: "module:name" names a function (config, data) -> Method."""
+    method = section(imported(config.method.name, "method.name"), "method", config, data)
+    if not isinstance(method, Method):
+        raise ConfigError(f"config.method.name={config.method.name!r} made a {type(method).__name__}, no Method")
+    params, extra = section(lambda: jax.eval_shape(method.init, jax.random.key(0)), "method")
+    return Experiment(config, data, method, pixels(config, data), params, extra)
+
+
+def _denoising(config: ConfigDict, data: DataInfo) -> Experiment:
+    sde = make_process(config.sde)
+    net = make_network(config, data)
+    parameterization = make_parameterization(config, sde)
+    params = _denoiser_shapes(config.model.name, net, parameterization, data)
+    codec = pixels(config, data)
+    plan = sampling_plan(config, sde)
+    sampling_net = make_sampling_net(config, net)
+    c = config.evaluation
+    method = methods.denoising(
+        sde,
+        net,
+        codec,
+        optimizer=make_optimizer(config.optimizer, config.training.steps),
+        ema=make_ema(config),
+        parameterization=parameterization,
+        conditions=data.conditions,
+        draw=methods.solver_draw(
+            sde,
+            plan.solver,
+            plan.times,
+            finish=plan.finish,
+            noise=plan.noise,
+            net=None if sampling_net is net else sampling_net,
+            facts=_facts(config, plan),
+        ),
+        log_prob=methods.flow_log_prob(
+            codec,
+            trace=function_of(config, _TRACES, "trace"),
+            probes=c.probes,
+            t_min=config.loss.t_min,
+            rtol=c.rtol,
+            atol=c.atol,
+        ),
+        augmentation=config.data.augment,
+        drop=config.loss.drop_conditions,
+        half_sum=choose(_REDUCTIONS, config.loss.reduction, "loss.reduction"),
+        weight=function_of(config, _WEIGHTS, "weight"),
+        **noise_times(config, sde),
+    )
+    return Experiment(
+        config, data, method, codec, params, sde=sde, net=net, parameterization=parameterization, plan=plan
+    )
+
+
+def pixels(config: ConfigDict, data: DataInfo) -> Pixels:
+    """The codec of `config.data`. ConfigError for what is for images alone where the data are vectors."""
+    c = config.data
+    if len(data.shape) == 1 and (c.flip or c.dequantize or c.augment):
+        raise ConfigError("config.data.flip, dequantize and augment are for images; the data are vectors")
+    return Pixels(data.shape, data.levels, centered=c.centered, flip=c.flip, dequantize=c.dequantize)
+
+
+def noise_times(config: ConfigDict, sde: SDE) -> dict[str, Any]:
+    """How the times of training are drawn, of `config.loss`: the arguments times, t_min and stratified of a loss."""
+    c = config.loss
+    if c.times == "table" and not hasattr(sde, "table_times"):
+        raise ConfigError("config.loss.times='table' needs a process of a table: config.sde.name='ddpm' or 'smld'")
+    if not 0 < c.t_min < sde.T:
+        raise ConfigError(f"config.loss.t_min={c.t_min} must lie between 0 and {sde.T}")
+    return {"times": function_of(config, _TIMES, "times"), "t_min": c.t_min, "stratified": c.stratified}
+
+
+def _facts(config: ConfigDict, plan: SamplingPlan) -> dict[str, Any]:
+    """What decides what a solver draws, in words."""
+    sampling, defaults = config.sampling, base().sampling
+    others = {
+        name: value
+        for name, value in sampling.items()
+        if name not in ("solver", "steps", "grid", "dtype", "num", "batch_size") and value != defaults[name]
+    }
+    named = {"solver": plan.name, "steps": len(plan.times) - 1, "grid": sampling.grid, "dtype": sampling.dtype}
+    return {**named, "sampling": others}
+
+
+def _denoiser_shapes(name: str, net: LinenNet, parameterization: Parameterization, data: DataInfo) -> Any:
+    """The shapes of a denoiser's parameters. ConfigError where it cannot be made for such data, or returns arrays of
+    another shape."""
+
+    def init(key: jax.Array) -> tuple[jax.Array, Any]:
+        cond = {"cond": one_row(data.conditions)} if data.conditions else {}
+        output, params = net.init_with_output(key, data.shape, **cond)
+        return parameterization.output(output, jnp.zeros((1, *data.shape))), params
+
+    try:
+        output, params = jax.eval_shape(init, jax.random.key(0))
+    except Exception as error:  # Flax has types of its own, and a module of one's own may raise any
+        raise ConfigError(f"config.model does not fit data of shape {data.shape}: {line(error)}") from error
+    if getattr(output, "shape", None) != (1, *data.shape) or not jnp.issubdtype(output.dtype, jnp.floating):
+        raise ConfigError(
+            f"config.model.name={name!r} does not fit data of shape {data.shape}: for x of shape "
+            f"{(1, *data.shape)} it returns {getattr(output, 'shape', type(output).__name__)}"
+            f"{f' of {output.dtype}' if hasattr(output, 'dtype') else ''}, and must return floats shaped like x"
+        )
+    return params
+
+
+#: The sections that say how a denoiser is trained and sampled, and which of them each method reads.
+_DENOISING = {"sde", "parameterization", "loss"}
+METHODS: dict[str, tuple[Callable[[ConfigDict, DataInfo], Experiment], set[str]]] = {
+    "denoising": (_denoising, _DENOISING),
+}
