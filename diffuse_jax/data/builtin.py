@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diffuse_jax.conditions import Condition
 from diffuse_jax.data.sources import Arrays, DataError, Dataset, split
 
 TOY_TRAIN, TOY_TEST = 50_000, 10_000
@@ -20,7 +21,8 @@ def digits(*, holdout: float = 0.1, labels: bool = False) -> Dataset:
     raw = load_digits()
     x = np.round(raw.images[..., None] * (255 / 16)).astype(np.uint8)
     train, test = split(Arrays(x, raw.target if labels else None), holdout)
-    return Dataset("digits", train, test, (8, 8, 1), levels=17, num_classes=10 if labels else None)
+    conditions = {"label": Condition((), 10)} if labels else {}
+    return Dataset("digits", train, test, (8, 8, 1), levels=17, conditions=conditions)
 
 
 @dataclass(frozen=True)
@@ -84,4 +86,4 @@ def toy(name: str) -> Dataset:
     if name not in TOYS:
         raise DataError(f"there is no density {name!r}: the densities are {', '.join(TOYS)}")
     x = TOYS[name](np.random.default_rng(TOY_SEED), TOY_TRAIN + TOY_TEST).astype(np.float32)
-    return Dataset(name, Arrays(x[:TOY_TRAIN]), Arrays(x[TOY_TRAIN:]), (2,), levels=None, num_classes=None)
+    return Dataset(name, Arrays(x[:TOY_TRAIN]), Arrays(x[TOY_TRAIN:]), (2,), levels=None, conditions={})

@@ -8,8 +8,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
+from diffuse_jax.conditions import Condition
 from diffuse_jax.data.sources import CACHE_BYTES, THREADS, DataError, Dataset, LazyImages, Subset, map_threads, split
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -118,17 +120,18 @@ def folder(
             f"the folder {root} needs image_size=N: the side, in pixels, of the squares that its images become"
         )
     files = image_files(root)
-    label, num_classes = class_of(root, files) if labels else ([0] * len(files), None)
+    label, num_classes = class_of(root, files) if labels else ([], 0)
     shape = (image_size, image_size, channels)
+    conditions = {"label": Condition((), num_classes)} if labels else {}
 
-    def load(i: int) -> tuple[np.ndarray, int]:
-        return read_image(files[i], image_size, channels), label[i]
+    def load(i: int) -> dict[str, ArrayLike]:
+        row: dict[str, ArrayLike] = {"x": read_image(files[i], image_size, channels)}
+        return row | {"label": label[i]} if labels else row
 
-    images = LazyImages(load, len(files), shape, labels, cache_bytes)
-
+    images = LazyImages(load, len(files), shape, conditions, cache_bytes)
     readable = readable_rows(images, [p.relative_to(root).as_posix() for p in files], root, skip_unreadable)
     train, test = split(Subset(images, readable), holdout)
-    return Dataset(str(path), train, test, shape, levels=256, num_classes=num_classes)
+    return Dataset(str(path), train, test, shape, levels=256, conditions=conditions)
 
 
 def readable_rows(images: LazyImages, names: list[str], root: Path, skip_unreadable: bool) -> np.ndarray:

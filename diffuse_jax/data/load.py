@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from diffuse_jax.conditions import Condition
 from diffuse_jax.data.array_files import read_arrays
 from diffuse_jax.data.builtin import TOYS, digits, toy
 from diffuse_jax.data.folder import MODES, folder
@@ -144,7 +145,9 @@ def from_arrays(
         raise DataError(f"{name}: levels={levels} with rows of {first.x.dtype}: give 2 to 256 for uint8, else none")
     pair = split(first, holdout) if len(parts) == 1 else (parts[0], parts[1])
     levels = (levels or 256) if first.x.dtype == np.uint8 else None
-    return Dataset(name, *pair, tuple(first.x.shape[1:]), levels, count_classes(parts, num_classes, name))
+    classes = count_classes(parts, num_classes, name)
+    conditions = {} if classes is None else {"label": Condition((), classes)}
+    return Dataset(name, *pair, tuple(first.x.shape[1:]), levels, conditions)
 
 
 def count_classes(parts: list[Arrays], num_classes: int | None, name: str) -> int | None:

@@ -8,8 +8,10 @@ import os
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
+from diffuse_jax.conditions import Condition
 from diffuse_jax.data.folder import MODES, fit_image, opaque
 from diffuse_jax.data.sources import DataError, Dataset, LazyImages, Source, split
 
@@ -94,17 +96,18 @@ def tfds_dataset(
         raise DataError(f"tfds:{name} has images of {depth} channels: give channels=1 or channels=3")
     shape = (image_size, image_size, channels) if image_size else (height, width, channels)
 
+    conditions = {"label": Condition((), int(features["label"].num_classes))} if labels else {}
+
     def images(source: Any) -> Source:
-        def load(i: int) -> tuple[np.ndarray, int]:
+        def load(i: int) -> dict[str, ArrayLike]:
             row = source[i]
-            return fit_array(np.asarray(row["image"]), shape), int(row["label"]) if labels else 0
+            return {"x": fit_array(np.asarray(row["image"]), shape)} | {name: row[name] for name in conditions}
 
-        return LazyImages(load, len(source), shape, labels)
+        return LazyImages(load, len(source), shape, conditions)
 
-    num_classes = int(features["label"].num_classes) if labels else None
     parts = [images(source) for source in sources.values()]
     train, test = parts if len(parts) == 2 else split(parts[0], holdout)
-    return Dataset(f"tfds:{name}", train, test, shape, levels=256, num_classes=num_classes)
+    return Dataset(f"tfds:{name}", train, test, shape, levels=256, conditions=conditions)
 
 
 def fit_array(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

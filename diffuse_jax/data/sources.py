@@ -1,20 +1,23 @@
 """What a data set is: sources of rows that are read by an array of indices, on the host, as NumPy arrays.
 
 A source knows nothing of order, batches or devices; `Batches` gives it the indices of a step. A row is `x` (uint8
-NHWC, or a float32 vector) and, where asked for, `label` (int32). What a user got wrong about data is a `DataError`,
-with a message of one line that says what was given and what would do.
+NHWC, or a float32 vector) and, where asked for, its conditions: `label` (int32), `image` (uint8 NHWC) and `tokens`
+(int32, 0 is padding). What a user got wrong about data is a `DataError`, with a message of one line that says what was
+given and what would do.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffuse_jax._memory import check_memory
+from diffuse_jax.conditions import Condition
 
 T = TypeVar("T")
 
@@ -28,8 +31,8 @@ class DataError(ValueError):
 
 
 class Source(Protocol):
-    """Random access to n rows: `source[indices]` takes an integer array (k,) and returns {"x": (k, ...), optionally
-    "label": (k,) int32}.
+    """Random access to n rows: `source[indices]` takes an integer array (k,) and returns {"x": (k, ...)} and, by
+    their names, the rows' conditions, each leading with k.
     """
 
     def __len__(self) -> int: ...
@@ -40,8 +43,8 @@ class Source(Protocol):
 @dataclass(frozen=True)
 class Dataset:
     """A named pair of sources. `shape` is the shape of one x; `levels` counts the grey levels of discrete data (256,
-    or 17 for the digits; None where the data are continuous); `num_classes` counts the labels (None where the rows
-    carry none).
+    or 17 for the digits; None where the data are continuous); `conditions` says what else a row carries: by name, the
+    shape of one and the number of its values.
     """
 
     name: str
@@ -49,15 +52,23 @@ class Dataset:
     test: Source
     shape: tuple[int, ...]
     levels: int | None
-    num_classes: int | None
+    conditions: Mapping[str, Condition]
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes of the labels, None where the rows carry none."""
+        return self.conditions["label"].values if "label" in self.conditions else None
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
-    """Rows held in memory: `x` (n, ...), and `label` (n,) or None."""
+    """Rows held in memory: `x` (n, ...), and `label` (n,), `image` (n, h, w, c) and `tokens` (n, length), each perhaps
+    None."""
 
     x: np.ndarray
     label: np.ndarray | None = None
+    image: np.ndarray | None = None
+    tokens: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -66,6 +77,10 @@ class Arrays:
         rows = {"x": self.x[indices]}
         if self.label is not None:
             rows["label"] = self.label[indices].astype(np.int32)
+        if self.image is not None:
+            rows["image"] = self.image[indices]
+        if self.tokens is not None:
+            rows["tokens"] = self.tokens[indices].astype(np.int32)
         return rows
 
 
@@ -85,17 +100,17 @@ class Subset:
 
 @dataclass(frozen=True, eq=False)
 class LazyImages:
-    """`length` images of one `shape`, decoded when they are first read by `load(i) -> (image uint8, label)`, several
-    at a time on `threads` threads.
+    """`length` images of one `shape`, decoded when they are first read by `load(i) -> {"x": image, …}`, several at a
+    time on `threads` threads. A row has `conditions` beside its image.
 
     Where the whole set fits into `cache_bytes` every decoded row is kept, so that only the first epoch pays for
     decoding; a larger set is decoded batch by batch. `load` must be pure and safe to call from several threads.
     """
 
-    load: Callable[[int], tuple[np.ndarray, int]]
+    load: Callable[[int], Mapping[str, ArrayLike]]
     length: int
     shape: tuple[int, ...]
-    labelled: bool = False
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
     cache_bytes: int = CACHE_BYTES
     threads: int = THREADS
 
@@ -112,38 +127,40 @@ class LazyImages:
             missing = np.unique(indices[~images.there[indices]])
             if missing.size:
                 images.put(missing, self._decode(missing))
-        batch = {"x": images.x[rows]}
-        if self.labelled:
-            batch["label"] = images.label[rows]
-        return batch
+        return {name: values[rows] for name, values in images.arrays.items()}
 
     @cached_property
-    def _kept(self) -> "_Images | None":
-        small = self.length * int(np.prod(self.shape)) <= self.cache_bytes
-        return _Images.empty(self.length, self.shape) if small else None
+    def _kept(self) -> "_Rows | None":
+        one = _Rows.empty(1, self.shape, self.conditions)
+        small = self.length * sum(values.nbytes for values in one.arrays.values()) <= self.cache_bytes
+        return _Rows.empty(self.length, self.shape, self.conditions) if small else None
 
-    def _decode(self, indices: np.ndarray) -> "_Images":
-        images = _Images.empty(len(indices), self.shape)
-        for row, (x, label) in enumerate(map_threads(self.load, indices.tolist(), self.threads)):
-            images.x[row], images.label[row] = x, label
+    def _decode(self, indices: np.ndarray) -> "_Rows":
+        images = _Rows.empty(len(indices), self.shape, self.conditions)
+        for row, values in enumerate(map_threads(self.load, indices.tolist(), self.threads)):
+            for name, array in images.arrays.items():
+                array[row] = values[name]
         return images
 
 
 @dataclass(frozen=True, eq=False)
-class _Images:
-    """Images (n, ...) with their labels (n,), and which of them are there (n,)."""
+class _Rows:
+    """Arrays (n, …) by name, and which of their rows are there (n,)."""
 
-    x: np.ndarray
-    label: np.ndarray
+    arrays: dict[str, np.ndarray]
     there: np.ndarray
 
     @classmethod
-    def empty(cls, n: int, shape: tuple[int, ...]) -> "_Images":
+    def empty(cls, n: int, shape: tuple[int, ...], conditions: Mapping[str, Condition]) -> "_Rows":
         # The system gives memory as it is written to.
-        return cls(np.empty((n, *shape), np.uint8), np.empty(n, np.int32), np.zeros(n, bool))
+        arrays = {"x": np.empty((n, *shape), np.uint8)}
+        for name, condition in conditions.items():
+            arrays[name] = np.empty((n, *condition.shape), np.uint8 if name == "image" else np.int32)
+        return cls(arrays, np.zeros(n, bool))
 
-    def put(self, indices: np.ndarray, images: "_Images") -> None:
-        self.x[indices], self.label[indices] = images.x, images.label
+    def put(self, indices: np.ndarray, rows: "_Rows") -> None:
+        for name, array in self.arrays.items():
+            array[indices] = rows.arrays[name]
         self.there[indices] = True
 
 

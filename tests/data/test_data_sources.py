@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.datasets import load_digits
 
+from diffuse_jax.conditions import Condition
 from diffuse_jax.data import EIGHT_GAUSSIANS, TOYS, DataError, from_arrays, load_dataset
 
 
@@ -21,6 +22,7 @@ def test_digits_are_all_the_images_of_scikit_learn_in_17_grey_levels():
     x, label = (np.concatenate([train[k], test[k]]) for k in ("x", "label"))
     assert (x.shape, x.dtype, label.dtype) == ((1797, 8, 8, 1), np.uint8, np.int32)
     assert (digits.shape, digits.levels, digits.num_classes) == ((8, 8, 1), 17, 10)
+    assert digits.conditions == {"label": Condition((), 10)}
     assert len(np.unique(x)) == 17
     raw = load_digits()
     # Each row is found again, with its label, by its grey values: the two parts are all rows, each once.
@@ -41,7 +43,7 @@ def test_the_digits_split_is_fixed_disjoint_and_as_large_as_asked():
 def test_a_toy_density_is_the_same_vectors_every_time_with_other_ones_to_test(name):
     toy, again = load_dataset(name), load_dataset(name)
     x = rows(toy.train)["x"]
-    assert (x.dtype, x.shape[1:], toy.levels, toy.num_classes) == (np.float32, (2,), None, None)
+    assert (x.dtype, x.shape[1:], toy.levels, toy.conditions, toy.num_classes) == (np.float32, (2,), None, {}, None)
     np.testing.assert_array_equal(x, rows(again.train)["x"])
     assert not set(map(tuple, x)) & set(map(tuple, rows(toy.test)["x"]))
     assert np.abs(x).max() < 1.5
