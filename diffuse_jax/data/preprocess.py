@@ -5,6 +5,8 @@ lo + (hi - lo)·k/(L - 1), with (lo, hi) = (-1, 1) or (0, 1). Dequantised it bec
 uniform on [0, 1) (`diffuse_jax.likelihood.dequantize`), which is what a density of discrete data is stated for.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -50,6 +52,21 @@ def preprocess(
         return x_in_range
     u = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1), x.shape[1:]))(keys)
     return add_uniform(x_in_range, u, levels=levels, range=(low, high))
+
+
+def preprocess_conditions(
+    batch: Mapping[str, jax.Array], keys: jax.Array, *, centered: bool = True, flip: bool = False
+) -> dict[str, jax.Array] | None:
+    """The conditions of a batch {"x": …, conditions} as a network reads them, or None where it has none.
+
+    An `image`, of bytes in 256 grey levels, becomes float32 in the model's range as `preprocess` makes it, and with the
+    same `keys` and `flip` is mirrored in just those rows whose x is. No noise is added to it: it is given, and not
+    modelled. The other conditions stay as they are.
+    """
+    cond = {name: value for name, value in batch.items() if name != "x"}
+    if "image" in cond:
+        cond["image"] = preprocess(cond["image"], keys, levels=256, centered=centered, flip=flip)
+    return cond or None
 
 
 def to_uint8(x: jax.Array, *, centered: bool = True) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffuse_jax.data import load_dataset, preprocess, to_uint8
+from diffuse_jax.data import load_dataset, preprocess, preprocess_conditions, to_uint8
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 4, 4, 3), np.uint8)
 
@@ -44,6 +44,26 @@ def test_a_flip_mirrors_whole_images_about_half_of_the_time():
     mirrored = (y == x[:, :, ::-1]).all(axis=(1, 2, 3))
     assert (mirrored | (y == x).all(axis=(1, 2, 3))).all()
     assert abs(mirrored.sum() - n / 2) < 5 * np.sqrt(n) / 2
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_x_and_the_image_that_it_is_conditioned_on_are_mirrored_together_and_the_image_gets_no_noise(centered):
+    batch = {"x": IMAGES, "image": IMAGES[..., :1], "label": np.arange(64), "tokens": np.arange(128).reshape(64, 2)}
+    x = preprocess(batch["x"], keys(64), levels=256, centered=centered, flip=True)
+    cond = preprocess_conditions(batch, keys(64), centered=centered, flip=True)
+    assert list(cond) == ["image", "label", "tokens"]
+    np.testing.assert_array_equal(cond["image"], x[..., :1])
+    mirrored = np.asarray(x != preprocess(IMAGES, keys(64), levels=256, centered=centered)).any(axis=(1, 2, 3))
+    assert 0 < mirrored.sum() < 64
+    for name in ("label", "tokens"):
+        np.testing.assert_array_equal(cond[name], batch[name])
+    noisy = preprocess(batch["x"], keys(64), levels=256, centered=centered, flip=True, dequantize=True)
+    # Noise moves a grey level by less than one of 256 and by the levels' shrinking: rows are mirrored as they were.
+    np.testing.assert_allclose(cond["image"], noisy[..., :1], atol=2 / 255)
+
+
+def test_rows_without_conditions_have_none():
+    assert preprocess_conditions({"x": IMAGES}, keys(64), flip=True) is None
 
 
 @pytest.mark.parametrize(("levels", "centered", "low", "high"), [(256, True, -1, 1), (17, False, 0, 1)])
