@@ -8,11 +8,11 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from diffuse_jax.data.sources import DataError, require_memory
+from diffuse_jax.data.sources import CONDITIONS, DataError, require_memory
 
 __all__ = ["read_arrays"]
 
-_KNOWN = ("x", "label", "x_test", "label_test")
+_KNOWN = tuple(f"{name}{part}" for part in ("", "_test") for name in ("x", *CONDITIONS))
 
 
 class _Header(NamedTuple):
@@ -28,8 +28,8 @@ class _Header(NamedTuple):
 
 def read_arrays(path: str, names: Collection[str]) -> dict[str, np.ndarray]:
     """Those of `names` that there are in a `.npy` file, whose one array is x, or in a `.npz` file of x and, perhaps,
-    label, x_test and label_test. DataError where the file is damaged, has no x or other arrays, and where the arrays
-    do not fit into memory.
+    label, image, tokens and the same of the test part (x_test, …). DataError where the file is damaged, has no x or
+    other arrays, and where the arrays do not fit into memory.
     """
     try:
         headers = _headers(path)

@@ -5,6 +5,7 @@ Every file is decoded once at the start, so that a broken one is known before tr
 
 import os
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,19 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
 from diffuse_jax.conditions import Condition
-from diffuse_jax.data.sources import CACHE_BYTES, THREADS, DataError, Dataset, LazyImages, Subset, map_threads, split
+from diffuse_jax.data.metadata import METADATA, Line, captions, condition_files, read_metadata, stated_labels
+from diffuse_jax.data.sources import (
+    CACHE_BYTES,
+    THREADS,
+    DataError,
+    Dataset,
+    LazyImages,
+    Subset,
+    count_classes,
+    map_threads,
+    split,
+)
+from diffuse_jax.data.tokens import VOCABULARY, tokenize
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB"}
@@ -66,30 +79,37 @@ def read_image(path: Path, size: int, channels: int) -> np.ndarray:
         raise DataError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from error
 
 
-def image_files(root: Path) -> list[Path]:
-    """The images below `root`, sorted by their path; hidden files are passed over. Raises DataError where there are
-    none.
+def image_files(root: Path) -> tuple[list[Path], dict[Path, Line]]:
+    """The images below `root` that are rows, sorted by their path, and the lines of metadata.jsonl that describe them;
+    hidden files are passed over. Raises DataError where there are none.
     """
     found = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
     images = [p for p in found if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".")]
-    if strange := [p for p in images if p.exists() and not p.is_file()]:
+    metadata = [p for p in found if p.name == METADATA]
+    if strange := [p for p in (*images, *metadata) if p.exists() and not p.is_file()]:
         raise DataError(f"{strange[0]} is no regular file, and would never be read to its end: move it away")
     if not images:
         raise DataError(
             f"the folder {root} holds no images: files ending in {' '.join(EXTENSIONS)} are read, at any depth"
         )
-    return sorted(images, key=lambda p: p.relative_to(root).as_posix())
+    return read_metadata(sorted(metadata), sorted(images, key=lambda p: p.relative_to(root).as_posix()))
 
 
-def class_of(root: Path, files: list[Path]) -> tuple[list[int], int]:
-    """The label of each file, and their number: the rank of the name of its folder directly below `root`. Raises
-    DataError where a file lies outside such a folder.
+def classes_of(
+    root: Path, files: list[Path], lines: Mapping[Path, Line], num_classes: int | None
+) -> tuple[list[int], int]:
+    """The label of each file, and the number of classes: what metadata.jsonl states or, where it has no labels, the
+    rank of the name of its folder directly below `root`. Raises DataError where a file lies outside such a folder.
     """
+    stated = stated_labels(files, lines)
+    if stated is not None:
+        return stated, count_classes(np.asarray(stated), num_classes, f"the folder {root}")
     parts = [p.relative_to(root).parts for p in files]
     loose = [p[0] for p in parts if len(p) == 1]
     if loose:
         raise DataError(
-            f"labels=True needs every image of {root} in a folder named after its class, but {loose[0]} is in none"
+            f"labels=True needs every image of {root} in a folder named after its class, or with a label in "
+            f"{METADATA}, but {loose[0]} is in none"
         )
     names = sorted({p[0] for p in parts})
     rank = {name: i for i, name in enumerate(names)}
@@ -103,6 +123,9 @@ def folder(
     channels: int | None = None,
     holdout: float = 0.1,
     labels: bool = False,
+    num_classes: int | None = None,
+    images: bool = False,
+    tokens: int = 0,
     skip_unreadable: bool = False,
     cache_bytes: int = CACHE_BYTES,
 ) -> Dataset:
@@ -110,27 +133,39 @@ def folder(
     `holdout` of them.
 
     All files are decoded at the start, and kept where the whole set fits into `cache_bytes`; unreadable ones are a
-    DataError that lists them, or are left out with a warning where `skip_unreadable`. With `labels` the folders
-    directly below `path` are the classes, in the order of their names. Raises DataError where there are no images, and
-    where image_size is missing.
+    DataError that lists them, or are left out with a warning where `skip_unreadable`. With `labels` the classes are the
+    integers of metadata.jsonl, `num_classes` of them or one more than the largest, or, where it has none, the folders
+    directly below `path` in the order of their names. With `images` a row is conditioned on the image that its line of
+    metadata.jsonl names; with `tokens` on its caption as so many tokens (`diffuse_jax.data.metadata`). Raises DataError
+    where there are no images, where image_size is missing, and where a row has no such condition.
     """
     root, channels = Path(path), channels or 3
     if image_size is None:
         raise DataError(
             f"the folder {root} needs image_size=N: the side, in pixels, of the squares that its images become"
         )
-    files = image_files(root)
-    label, num_classes = class_of(root, files) if labels else ([], 0)
+    files, lines = image_files(root)
     shape = (image_size, image_size, channels)
-    conditions = {"label": Condition((), num_classes)} if labels else {}
+    conditions: dict[str, Condition] = {}
+    readers: dict[str, Callable[[int], ArrayLike]] = {"x": lambda i: read_image(files[i], image_size, channels)}
+    if labels:
+        classes, count = classes_of(root, files, lines, num_classes)
+        conditions["label"], readers["label"] = Condition((), count), classes.__getitem__
+    if images:
+        given = condition_files(root, files, lines)
+        conditions["image"] = Condition(shape, 256)
+        readers["image"] = lambda i: read_image(given[i], image_size, channels)
+    if tokens:
+        texts = captions(files, lines, tokens)
+        conditions["tokens"] = Condition((tokens,), VOCABULARY)
+        readers["tokens"] = lambda i: tokenize(texts[i], tokens)
 
     def load(i: int) -> dict[str, ArrayLike]:
-        row: dict[str, ArrayLike] = {"x": read_image(files[i], image_size, channels)}
-        return row | {"label": label[i]} if labels else row
+        return {name: read(i) for name, read in readers.items()}
 
-    images = LazyImages(load, len(files), shape, conditions, cache_bytes)
-    readable = readable_rows(images, [p.relative_to(root).as_posix() for p in files], root, skip_unreadable)
-    train, test = split(Subset(images, readable), holdout)
+    rows = LazyImages(load, len(files), shape, conditions, cache_bytes)
+    readable = readable_rows(rows, [p.relative_to(root).as_posix() for p in files], root, skip_unreadable)
+    train, test = split(Subset(rows, readable), holdout)
     return Dataset(str(path), train, test, shape, levels=256, conditions=conditions)
 
 

@@ -21,6 +21,8 @@ from diffuse_jax.conditions import Condition
 
 T = TypeVar("T")
 
+#: The conditions that a row may have.
+CONDITIONS = ("label", "image", "tokens")
 SPLIT_SEED = 0
 CACHE_BYTES = 2**30
 THREADS = min(16, os.cpu_count() or 1)
@@ -184,6 +186,21 @@ def check_holdout(holdout: float) -> None:
     """DataError unless it is a share of the rows that leaves some."""
     if not 0 <= holdout < 1:
         raise DataError(f"holdout={holdout}: give the share of the rows kept for testing, at least 0 and below 1")
+
+
+def count_classes(labels: np.ndarray, num_classes: int | None, name: str) -> int:
+    """The number of classes of labels (n,), one more than the largest where `num_classes` does not give it. DataError
+    where most of these classes have no row, unless their number is given, and where it is given too small."""
+    seen = np.unique(labels)
+    largest = int(seen.max(initial=-1))
+    if num_classes is None and 2 * len(seen) <= largest:
+        raise DataError(
+            f"{name} has a label {largest} and {len(seen)} distinct ones, so that most of {largest + 1} classes would "
+            f"have no row: number them from 0 on without gaps, or give num_classes={largest + 1}"
+        )
+    if num_classes is not None and num_classes <= largest:
+        raise DataError(f"{name}: num_classes={num_classes} with a label {largest}: give at least {largest + 1}")
+    return num_classes or largest + 1
 
 
 def split(source: Source, holdout: float) -> tuple[Source, Source]:

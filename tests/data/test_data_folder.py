@@ -1,10 +1,13 @@
 """A folder of one's own images: sizes, modes and crops against Pillow alone, and what happens to broken files."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffuse_jax.data import DataError, load_dataset
+from diffuse_jax.conditions import Condition
+from diffuse_jax.data import VOCABULARY, DataError, detokenize, load_dataset
 from diffuse_jax.data.folder import fit_image, folder
 
 
@@ -157,6 +160,114 @@ def test_folders_are_classes_and_both_parts_together_are_the_whole_folder(tmp_pa
     assert (data.num_classes, len(data.train), len(data.test)) == (3, 9, 3)
     seen = {(int(x[0, 0, 0]), int(x[0, 0, 1]), int(y)) for p in parts for x, y in zip(p["x"], p["label"], strict=True)}
     assert seen == {(shade, i, label) for shade, label in ((20, 0), (30, 1), (10, 2)) for i in range(4)}
+
+
+def described(root, lines, shades):
+    """A folder of grey squares by their names, and a metadata.jsonl of `lines`."""
+    for name, shade in shades.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), shade).save(root / name)
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (root / "metadata.jsonl").write_text(text, encoding="utf-8")
+    return root
+
+
+PAIRS = [
+    {"file_name": "b/b.png", "text": "größer", "image_file_name": "behind/b.png", "label": 0},
+    {"file_name": "a.png", "text": "", "image_file_name": "behind/a.png", "label": 2},
+    {"file_name": "c.png", "image_file_name": "a.png", "label": 1},
+]
+SHADES = {"a.png": 10, "b/b.png": 20, "c.png": 30, "behind/a.png": 110, "behind/b.png": 120}
+
+
+@pytest.mark.parametrize("cache_bytes", [2**20, 0])
+def test_captions_images_and_labels_of_metadata_are_read_beside_their_rows_kept_or_not(tmp_path, cache_bytes):
+    described(tmp_path, PAIRS, SHADES)
+    (tmp_path / "c.txt").write_text("sea\n", encoding="utf-8")
+    data = folder(
+        tmp_path, image_size=4, channels=1, holdout=0, labels=True, images=True, tokens=9, cache_bytes=cache_bytes
+    )
+    assert data.conditions == {
+        "label": Condition((), 3),
+        "image": Condition((4, 4, 1), 256),
+        "tokens": Condition((9,), VOCABULARY),
+    }
+    for _ in range(2):  # the second time, from memory where it is kept
+        rows = data.train[np.array([2, 0, 1, 0])]
+        assert rows["x"][:, 0, 0, 0].tolist() == [30, 10, 20, 10]
+        assert rows["image"][:, 0, 0, 0].tolist() == [10, 110, 120, 110]
+        assert rows["label"].tolist() == [1, 2, 0, 2]
+        assert [detokenize(tokens) for tokens in rows["tokens"]] == ["sea", "", "größer", ""]
+        assert {name: values.dtype for name, values in rows.items()} == {
+            "x": np.uint8,
+            "image": np.uint8,
+            "label": np.int32,
+            "tokens": np.int32,
+        }
+
+
+def test_the_rows_of_a_folder_are_the_same_whatever_conditions_are_asked_for(tmp_path):
+    _, rows = everything(described(tmp_path, PAIRS, SHADES), image_size=8)
+    assert rows["x"][:, 0, 0, 0].tolist() == [10, 20, 30]
+    assert list(rows) == ["x"]
+
+
+def test_every_folder_may_have_metadata_of_its_own_and_captions_may_stand_beside_the_images(tmp_path):
+    described(tmp_path / "deep" / "er", [{"file_name": "a.png", "text": "a"}], {"a.png": 1})
+    described(tmp_path, ["", json.dumps({"file_name": "deep/b.png", "text": "b"}), " "], {"deep/b.png": 2, "c.png": 3})
+    (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbfc\r\n")
+    _, rows = everything(tmp_path, image_size=8, tokens=2)
+    assert [(int(x[0, 0, 0]), detokenize(t)) for x, t in zip(rows["x"], rows["tokens"], strict=True)] == [
+        (3, "c"),
+        (2, "b"),
+        (1, "a"),
+    ]
+
+
+A = {"file_name": "a.png", "text": "a", "image_file_name": "b.png", "label": 0}
+C = {"file_name": "c.png", "text": "c"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "words"),
+    [
+        ([A, "{"], {}, r"metadata\.jsonl, line 2 is no JSON object: write"),
+        ([A, "3"], {}, r"metadata\.jsonl, line 2 is no JSON object: write"),
+        ([A, {"file": "b.png"}], {}, r"line 2 has no file_name: give a path"),
+        ([A, {"file_name": "../a.png"}], {}, r"line 2 names '\.\./a\.png': .* has no such image"),
+        ([A, A], {}, r"line 2 names .*a\.png again, after .*line 1"),
+        ([{"file_name": "a.png"}], {"tokens": 4}, r"metadata\.jsonl, line 1 has no text.*write"),
+        ([A | {"text": ["a"]}], {"tokens": 4}, r"metadata\.jsonl, line 1 has no text.*write"),
+        (
+            [A | {"text": "alpha"}, C],
+            {"tokens": 4},
+            r"a\.png has a caption of 5 tokens, more than tokens=4: .*tokens=5",
+        ),
+        ([A, {"file_name": "b.png", "text": "b"}], {"tokens": 4}, r"c\.png has no caption.*c\.txt"),
+        ([A, {"file_name": "b.png"}], {"images": True}, "line 2 has no image_file_name: give a path"),
+        ([A], {"images": True}, r"c\.png has no image to be conditioned on .*image_file_name"),
+        ([A | {"image_file_name": "d.png"}], {"images": True}, r"line 1 names 'd\.png': .* is no file"),
+        ([], {"images": True}, r"the folder .* has no image to be conditioned on .*write .*image_file_name"),
+        ([A], {"labels": True}, r"c\.png has no label"),
+        ([A, {"file_name": "c.png", "label": "cat"}], {"labels": True}, "line 2 has the label 'cat': give an integer"),
+        ([A, {"file_name": "c.png", "label": 7}], {"labels": True}, "label 7 and 2 distinct"),
+    ],
+)
+def test_conditions_that_a_folder_lacks_are_named_with_their_file_and_line(tmp_path, lines, options, words):
+    described(tmp_path, lines, {"a.png": 1, "b.png": 2, "c.png": 3})
+    with pytest.raises(DataError, match=words) as raised:
+        load_dataset(str(tmp_path), image_size=8, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_broken_image_condition_is_named_and_its_row_left_out_on_request(tmp_path):
+    described(tmp_path, PAIRS, SHADES)
+    (tmp_path / "behind" / "b.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"1 of 3 images .* b/b\.png; first, .*behind/b\.png cannot be read"):
+        load_dataset(str(tmp_path), image_size=8, images=True)
+    with pytest.warns(UserWarning, match="left out: 1 of 3"):
+        _, rows = everything(tmp_path, image_size=8, images=True, skip_unreadable=True)
+    assert rows["image"][:, 0, 0, 0].tolist() == [110, 10]
 
 
 def test_a_set_too_large_for_memory_is_read_from_its_files_and_a_small_one_is_not(tmp_path):

@@ -112,12 +112,59 @@ def test_a_file_of_arrays_is_read_as_it_was_written(tmp_path):
         ({"x": np.zeros((3, 2)), "label": np.zeros(2, int)}, "one integer"),
         ({"x": np.zeros((3, 2)), "label": np.array([0, 1, 2**32 + 2])}, "one integer"),
         ({"images": np.zeros((3, 2))}, "give x"),
+        ({"x": np.zeros((3, 2)), "image": np.zeros((3, 2, 2, 1))}, r"images float64 \(3, 2, 2, 1\): give uint8"),
+        ({"x": np.zeros((3, 2)), "image": np.zeros((2, 2, 2, 1), np.uint8)}, "each of 3 rows"),
+        ({"x": np.zeros((3, 2)), "tokens": np.zeros((3, 2))}, r"tokens float64 \(3, 2\): give integers"),
+        ({"x": np.zeros((3, 2)), "tokens": np.full((3, 2), -1)}, "0 or more"),
+        ({"x": np.zeros((3, 2)), "tokens": np.zeros((2, 2), int)}, "each of 3 rows"),
         (np.zeros((0, 2)), "no rows"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_in_words(arrays, words):
     with pytest.raises(DataError, match=words):
         from_arrays(arrays)
+
+
+def test_conditions_in_arrays_are_stated_and_read_beside_their_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    given = {
+        "x": rng.standard_normal((5, 2)),
+        "label": np.arange(5) % 3,
+        "image": rng.integers(0, 256, (5, 3, 4, 2), np.uint8),
+        "tokens": rng.integers(0, 50, (5, 6)),
+    }
+    given["tokens"][0, 0] = 99
+    held = {f"{name}_test": values[:2] for name, values in given.items()} | {"tokens_test": given["tokens"][:2, :4]}
+    np.savez(tmp_path / "a.npz", **given, **held)
+    options = {"labels": True, "images": True, "tokens": 8}
+    data = load_dataset(str(tmp_path / "a.npz"), **options)
+    stated = {"label": Condition((), 3), "image": Condition((3, 4, 2), 256), "tokens": Condition((8,), 100)}
+    assert data.conditions == stated
+    for source, tokens in ((data.train, given["tokens"]), (data.test, held["tokens_test"])):
+        read = source[np.array([1, 0])]
+        assert {name: values.dtype for name, values in read.items()} == {
+            "x": np.float32,
+            "label": np.int32,
+            "image": np.uint8,
+            "tokens": np.int32,
+        }
+        np.testing.assert_array_equal(read["label"], [1, 0])
+        np.testing.assert_array_equal(read["image"], given["image"][[1, 0]])
+        np.testing.assert_array_equal(read["tokens"], np.pad(tokens, ((0, 0), (0, 8 - tokens.shape[1])))[[1, 0]])
+    wider = load_dataset(str(tmp_path / "a.npz"), tokens=8, vocabulary=32_000)
+    assert wider.conditions == {"tokens": Condition((8,), 32_000)}
+    assert load_dataset(str(tmp_path / "a.npz")).conditions == {}
+
+
+def test_tokens_are_cut_where_they_are_padding_and_a_longer_row_is_refused():
+    part = {"x": np.zeros((3, 2)), "tokens": np.array([[1, 2, 0, 0], [1, 0, 3, 0], [1, 1, 1, 1]])}
+    with pytest.raises(DataError, match=r"arrays, train: row 1 has 3 tokens, more than tokens=2: .* tokens=4, which"):
+        from_arrays(part, tokens=2)
+    short = {name: values[:1] for name, values in part.items()}
+    assert rows(from_arrays(short, holdout=0, tokens=2).train)["tokens"].tolist() == [[1, 2]]
+    for options, words in (({"tokens": -1}, "tokens=-1: give"), ({"vocabulary": 3}, "vocabulary=3 with a token 3")):
+        with pytest.raises(DataError, match=words):
+            from_arrays(part, **options)
 
 
 def test_levels_classes_and_parts_that_contradict_the_arrays_are_refused():
@@ -132,6 +179,8 @@ def test_levels_classes_and_parts_that_contradict_the_arrays_are_refused():
         from_arrays(images, np.zeros((3, 4, 5, 1), np.uint8))
     with pytest.raises(DataError, match="train and test differ"):
         from_arrays({"x": images, "label": labels}, images)
+    with pytest.raises(DataError, match=r"train and test differ .* image is \(4, 4, 1\) and \(2, 4, 1\)"):
+        from_arrays({"x": images, "image": images}, {"x": images, "image": images[:, :2]})
     assert from_arrays({"x": images, "label": labels}, num_classes=7).num_classes == 7
 
 
@@ -195,6 +244,11 @@ def test_a_header_that_claims_more_than_there_is_is_refused_before_anything_is_m
         ("digits", {"channels": 3}, "channels=3 do not fit"),
         ("moons", {"image_size": 2}, "image_size=2"),
         ("moons", {"labels": True}, "no class labels"),
+        ("moons", {"images": True}, "moons has no images beside its rows: .* a folder of images or a .npz file"),
+        ("digits", {"tokens": 4}, "digits has no captions: .* a folder of images or a .npz file"),
+        ("tfds:cifar10", {"images": True}, "tfds:cifar10 has no images beside its rows: .*folder of images or a .npz"),
+        ("tfds:cifar10", {"tokens": 4}, "tfds:cifar10 has no captions: .*folder of images or a .npz"),
+        ("digits", {"tokens": -4}, "tokens=-4: give"),
         ("digits", {"holdout": 1.0}, "holdout=1.0: give"),
         ("digits", {"channels": 2}, "channels=2: give"),
         ("digits", {"image_size": 0}, "image_size=0: give"),
