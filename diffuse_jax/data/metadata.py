@@ -110,7 +110,11 @@ def condition_files(root: Path, rows: Sequence[Path], lines: Mapping[Path, Line]
             raise DataError(f"{what} has no image to be conditioned on (images=True): write {example} in a {METADATA}")
         path = lines[image].path("image_file_name", "conditions/a.png")
         if not path.is_file():
-            raise DataError(f"{lines[image].place} names {lines[image].says['image_file_name']!r}: {path} is no file")
+            line = lines[image]
+            raise DataError(
+                f"{line.place} names {line.says['image_file_name']!r}: {line.file.parent} has no such file, write its "
+                "path relative to that folder"
+            )
         found.append(path)
     return found
 

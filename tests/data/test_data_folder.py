@@ -246,7 +246,7 @@ C = {"file_name": "c.png", "text": "c"}
         ([A, {"file_name": "b.png", "text": "b"}], {"tokens": 4}, r"c\.png has no caption.*c\.txt"),
         ([A, {"file_name": "b.png"}], {"images": True}, "line 2 has no image_file_name: give a path"),
         ([A], {"images": True}, r"c\.png has no image to be conditioned on .*image_file_name"),
-        ([A | {"image_file_name": "d.png"}], {"images": True}, r"line 1 names 'd\.png': .* is no file"),
+        ([A | {"image_file_name": "d.png"}], {"images": True}, r"line 1 names 'd\.png': .* has no such file"),
         ([], {"images": True}, r"the folder .* has no image to be conditioned on .*write .*image_file_name"),
         ([A], {"labels": True}, r"c\.png has no label"),
         ([A, {"file_name": "c.png", "label": "cat"}], {"labels": True}, "line 2 has the label 'cat': give an integer"),
