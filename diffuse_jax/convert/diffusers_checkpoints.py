@@ -68,7 +68,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 def from_diffusers(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[UNet2D, dict[str, Any]]:
     """The network of a `UNet2DModel` and its variables: `network.apply(variables, x, t)` is the original's output for x
-    (batch, h, w, in_channels) and its timestep t (batch,), with class labels as `cond=`.
+    (batch, h, w, in_channels) and its timestep t (batch,), with class labels as `cond={"label": …}`.
 
     `params` is the original's state_dict as arrays, under today's names or those of older files; `config` its
     config.json, where an absent key has the default of `UNet2DModel` and keys that start with "_" say nothing.

@@ -70,9 +70,9 @@ def from_edm(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[nn.M
     "module."); `config` are the constructor's options: `model_type` "SongUNet" or "DhariwalUNet", `img_resolution`, and
     `img_channels` or `in_channels` and `out_channels` must be there, what else is left out has EDM's default.
     `class_name`, or `precond`, names the preconditioner: with iDDPM's, networks have two outputs a channel.
-    `network.apply(variables, x, t, cond, augment=…)` is F(x, t, class_labels=cond, augment_labels=augment) for NHWC
-    float32 x. Raises ConversionError for options that are missing, unknown or of no use, and for every name that is
-    missing, unknown or of another shape; resampling filters among the weights must be the options'.
+    `network.apply(variables, x, t, {"label": label}, augment=…)` is F(x, t, class_labels=label, augment_labels=augment)
+    for NHWC float32 x. Raises ConversionError for options that are missing, unknown or of no use, and for every name
+    that is missing, unknown or of another shape; resampling filters among the weights must be the options'.
     """
     network, names, expected = _plan(config)
     given = _bare_names(params)

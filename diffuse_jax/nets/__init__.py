@@ -1,8 +1,12 @@
-"""Networks: Flax Linen modules called as `module(x, t, cond=None, *, train=False)`, and pure functions made of them.
+"""Networks: Flax Linen modules called as `module(x, c_noise, cond=None, *, train=False)`, and pure functions of them.
+
+`c_noise` (batch,) is what a network is told of the time, `cond` None or a mapping from the names of conditions to
+arrays that lead with the batch: `label`, `image`, `tokens` (see `diffuse_jax.conditions`). A condition that is not
+given is its null; one that the network has no field for is a ValueError.
 
 For images: `NCSNpp` (which DDPM++ is a setting of), `DDPM`, and the others that published weights need: `NCSN` and
 `NCSNv2`, EDM's `SongUNet` and `ADM`, diffusers' `UNet2D`. `MLP` is for vectors. Anything callable as
-`net(params, x, t, *, cond, rng)` serves in their place: `LinenNet` makes one of a Linen module.
+`net(params, x, c_noise, *, cond, rng)` serves in their place: `LinenNet` makes one of a Linen module.
 """
 
 from diffuse_jax.nets.ddpm import DDPM

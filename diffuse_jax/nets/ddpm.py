@@ -1,5 +1,6 @@
 """The U-Net of DDPM (Ho et al. 2020, arXiv:2006.11239), with the defaults of its CIFAR-10 network."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -7,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax.nets.attention import Implementation
+from diffuse_jax.nets.inputs import check_inputs, read_conditions
 from diffuse_jax.nets.layers import (
     Embedding,
     Style,
-    check_inputs,
     check_unet,
     positional_features,
     require,
@@ -29,15 +30,15 @@ class DDPM(nn.Module):
         attn_resolutions: Attention where the image's *height* is one of these.
         dropout: The probability of dropout in training.
         resamp_with_conv: Halve and double the image with a convolution, else by nearest pixel and 2×2 mean.
-        conditional: Whether the network reads t, a label that is embedded by position.
+        conditional: Whether the network reads c_noise, a number that is embedded by position.
         nonlinearity: The activation.
-        scale_by_sigma: Divide the output by entry ⌊t⌋ of the geometric table of num_scales levels from sigma_max down
-            to sigma_min.
+        scale_by_sigma: Divide the output by entry ⌊c_noise⌋ of the geometric table of num_scales levels from sigma_max
+            down to sigma_min.
         centered: Whether x lies in [−1, 1]; if not, it lies in [0, 1] and is mapped to 2x − 1.
         sigma_min: The smallest level of the table that `scale_by_sigma` reads.
         sigma_max: The largest.
-        num_scales: The number of its levels; labels t are 0..num_scales − 1.
-        num_classes: The number of classes that `cond` names; None has no classes.
+        num_scales: The number of its levels; c_noise is in 0..num_scales − 1.
+        num_classes: The number of classes of the condition `label`; None reads none.
         dtype: The type of the convolutions and attention products; parameters, norms, softmax, embeddings and output
             stay float32.
         attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
@@ -71,13 +72,16 @@ class DDPM(nn.Module):
         require(self.nf % 32 == 0, "nf", self.nf, "a multiple of 32, the number of groups of a normalisation")
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """x (batch, h, w, c), t (batch,), cond None or integer labels (batch,), as `NCSNpp`: float32 of x's shape."""
-        check_inputs(self, x, t, "ch_mult", len(self.ch_mult) - 1)
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: Mapping[str, jax.Array] | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """x (batch, h, w, c), c_noise (batch,), cond None or conditions as `NCSNpp`: float32 of x's shape."""
+        check_inputs(self, x, c_noise, "ch_mult", len(self.ch_mult) - 1)
+        given = read_conditions(self, cond, label="num_classes")
         style = Style(self.nonlinearity, self.dropout, group_size=1, dtype=self.dtype, attention=self.attention)
         embed = Embedding(4 * self.nf, style.act, self.num_classes, name="embedding")
-        features = positional_features(t.astype(jnp.float32), self.nf) if self.conditional else None
-        temb = embed(features, cond, x.shape[0])
+        features = positional_features(c_noise.astype(jnp.float32), self.nf) if self.conditional else None
+        temb = embed(features, given["label"], x.shape[0])
         h = UNet(
             style,
             self.nf,
@@ -90,5 +94,5 @@ class DDPM(nn.Module):
         )(x if self.centered else 2 * x - 1, temb, train)
         if not self.scale_by_sigma:
             return h
-        sigma = sigma_table(self.sigma_min, self.sigma_max, self.num_scales)[t.astype(jnp.int32)]
+        sigma = sigma_table(self.sigma_min, self.sigma_max, self.num_scales)[c_noise.astype(jnp.int32)]
         return h / sigma[:, None, None, None]

@@ -1,11 +1,12 @@
 """EDM's networks (Karras et al. 2022, arXiv:2206.00364, appendix F): `SongUNet`, which is DDPM++ or NCSN++ (Song et al.
 2021, arXiv:2011.13456), and `ADM` (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
-They read a label of the time, classes and a vector that says how the image was augmented (Karras et al. 2020,
+They read a number c_noise for the time, classes and a vector that says how the image was augmented (Karras et al. 2020,
 arXiv:2006.06676); EDM's preconditioning around them is `diffuse_jax.parameterizations.edm`.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -15,11 +16,11 @@ import numpy as np
 
 from diffuse_jax.nets.attention import Implementation
 from diffuse_jax.nets.edm_unet import DHARIWAL, SONG, EDMStyle, Role, UNet, dense
+from diffuse_jax.nets.inputs import check_inputs, read_conditions
 from diffuse_jax.nets.layers import (
     FourierFeatures,
     check_attention,
     check_dtype,
-    check_inputs,
     check_probability,
     make_tuple,
     positional_features,
@@ -48,7 +49,7 @@ class SongUNet(nn.Module):
         attn_resolutions: Attention where img_resolution/2^i is one of these.
         dropout: The probability of dropout in training.
         label_dropout: The probability that training hides a class.
-        embedding_type: The features of the label t: "positional" or "fourier".
+        embedding_type: The features of c_noise: "positional" or "fourier".
         channel_mult_noise: Their number, in model_channels.
         encoder_type: The kind of the way down; see `edm_unet.UNet`.
         decoder_type: The kind of the way up; see `edm_unet.UNet`.
@@ -99,26 +100,26 @@ class SongUNet(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        t: jax.Array,
-        cond: jax.Array | None = None,
+        c_noise: jax.Array,
+        cond: Mapping[str, jax.Array] | None = None,
         *,
         augment: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """x (batch, h, w, c), t (batch,), cond None, integer classes (batch,) or class vectors (batch, label_dim),
-        augment None or (batch, augment_dim): float32 (batch, h, w, out_channels).
+        """x (batch, h, w, c), c_noise (batch,), cond None or {"label": integer classes (batch,) or class vectors
+        (batch, label_dim)}, augment None or (batch, augment_dim): float32 (batch, h, w, out_channels).
 
-        Nothing, or a class outside 0..label_dim − 1, is the zero vector. h and w must be multiples of 2^(levels − 1),
+        No label, or a class outside 0..label_dim − 1, is the zero vector. h and w must be multiples of 2^(levels − 1),
         else ValueError. With train=True dropout draws from the rng "dropout".
         """
-        check_inputs(self, x, t, "channel_mult", len(self.channel_mult) - 1)
+        check_inputs(self, x, c_noise, "channel_mult", len(self.channel_mult) - 1)
         features, width = self.model_channels * self.channel_mult_noise, self.model_channels * self.channel_mult_emb
-        t, label = t.astype(jnp.float32), _class_vector(self, cond, x.shape[0], train)
+        c_noise, label = c_noise.astype(jnp.float32), _class_vector(self, cond, x.shape[0], train)
         if self.embedding_type == "fourier":
-            embedding = FourierFeatures(features // 2, 16.0, angular=True, name="fourier")(t)
+            embedding = FourierFeatures(features // 2, 16.0, angular=True, name="fourier")(c_noise)
         else:
             exponents = _exponents(features, features // 2 - 1)
-            embedding = positional_features(t, features, exponents, base=_BASE)
+            embedding = positional_features(c_noise, features, exponents, base=_BASE)
         if label is not None:
             embedding += dense(label * self.label_dim**0.5, SONG, features, "classes")
         embedding = _add_augment(self, embedding, augment, SONG, "open")
@@ -172,19 +173,19 @@ class ADM(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        t: jax.Array,
-        cond: jax.Array | None = None,
+        c_noise: jax.Array,
+        cond: Mapping[str, jax.Array] | None = None,
         *,
         augment: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
         """As `SongUNet.__call__`."""
-        check_inputs(self, x, t, "channel_mult", len(self.channel_mult) - 1)
+        check_inputs(self, x, c_noise, "channel_mult", len(self.channel_mult) - 1)
         width = self.model_channels * self.channel_mult_emb
         label = _class_vector(self, cond, x.shape[0], train)
-        t, channels = t.astype(jnp.float32), self.model_channels
+        c_noise, channels = c_noise.astype(jnp.float32), self.model_channels
         exponents = _exponents(channels, channels // 2)
-        embedding = positional_features(t, channels, exponents, base=_BASE, cosines_first=True)
+        embedding = positional_features(c_noise, channels, exponents, base=_BASE, cosines_first=True)
         embedding = _add_augment(self, embedding, augment, DHARIWAL, "close")
         embedding = nn.silu(dense(embedding, DHARIWAL, width, "dense_0"))
         embedding = dense(embedding, DHARIWAL, width, "dense_1")
@@ -245,19 +246,19 @@ def _exponents(size: int, steps: int) -> np.ndarray:
     return np.arange(size // 2, dtype=np.float32) / np.float32(steps)
 
 
-def _class_vector(net: Any, cond: jax.Array | None, batch: int, train: bool) -> jax.Array | None:
+def _class_vector(net: Any, cond: Mapping[str, jax.Array] | None, batch: int, train: bool) -> jax.Array | None:
     """The class vectors (batch, label_dim) that the network reads, some of them hidden in training."""
+    given = read_conditions(net, cond, label="label_dim")["label"]
     if net.label_dim == 0:
-        require(cond is None, "cond", cond, "absent unless the network has a label_dim")
         return None
-    if cond is None:
+    if given is None:
         return jnp.zeros((batch, net.label_dim))
-    label = jnp.asarray(cond)
+    label = jnp.asarray(given)
     if label.shape == (batch,) and jnp.issubdtype(label.dtype, jnp.integer):
         label = jax.nn.one_hot(label, net.label_dim)
     elif label.shape != (batch, net.label_dim):
         raise ValueError(
-            f"cond must be integer classes ({batch},) or class vectors ({batch}, {net.label_dim}); got {label.dtype} "
+            f"label must be integer classes ({batch},) or class vectors ({batch}, {net.label_dim}); got {label.dtype} "
             f"of shape {label.shape}"
         )
     if train and net.label_dropout > 0:

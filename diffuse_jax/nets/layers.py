@@ -252,15 +252,15 @@ class FourierFeatures(nn.Module):
 
 
 def positional_features(
-    t: jax.Array,
+    c_noise: jax.Array,
     size: int,
     exponents: np.ndarray | None = None,
     *,
     base: float | np.floating[Any] = np.e,
     cosines_first: bool = False,
 ) -> jax.Array:
-    """Sines and cosines of t·base^exponents, or the cosines first (1706.03762): (batch,) to (batch, size); an odd size
-    ends with 0.
+    """Sines and cosines of c_noise·base^exponents, or the cosines first (1706.03762): (batch,) to (batch, size); an odd
+    size ends with 0.
 
     The ⌊size/2⌋ powers are 10000^(−k/steps), by default with steps = ⌊size/2⌋ − 1. An angle may be a thousand times its
     frequency, so that it matters how the program that trained a network rounded: `exponents` are float32 and rounded as
@@ -269,7 +269,7 @@ def positional_features(
     if exponents is None:
         half = size // 2
         exponents = np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1))
-    angle = t[:, None] * np.power(base, exponents, dtype=np.float64).astype(np.float32)
+    angle = c_noise[:, None] * np.power(base, exponents, dtype=np.float64).astype(np.float32)
     parts = [jnp.sin(angle), jnp.cos(angle)]
     features = jnp.concatenate(parts[::-1] if cosines_first else parts, axis=-1)
     return jnp.pad(features, ((0, 0), (0, size % 2)))
@@ -278,8 +278,8 @@ def positional_features(
 class Embedding(nn.Module):
     """The vector that every residual block reads: an MLP of the time features plus a vector a class; None if neither.
 
-    `features` (batch, k) or None; `cond` (batch,) integer labels or None. A label outside 0..num_classes − 1
-    (num_classes by custom) means "no label" and adds nothing, as does cond=None.
+    `features` (batch, k) or None; `label` (batch,) integers or None, which is not read without num_classes. One outside
+    0..num_classes − 1 (num_classes by custom) means "no label" and adds nothing, as does None.
     """
 
     width: int
@@ -287,22 +287,19 @@ class Embedding(nn.Module):
     num_classes: int | None
 
     @nn.compact
-    def __call__(self, features: jax.Array | None, cond: jax.Array | None, batch: int) -> jax.Array | None:
+    def __call__(self, features: jax.Array | None, label: jax.Array | None, batch: int) -> jax.Array | None:
         embedding = None
         if features is not None:
             hidden = nn.Dense(self.width, kernel_init=init_kernel(), name="dense_0")(features)
             embedding = nn.Dense(self.width, kernel_init=init_kernel(), name="dense_1")(self.act(hidden))
         if self.num_classes is None:
-            require(cond is None, "cond", cond, "absent unless the network has num_classes")
             return embedding
-        labels = jnp.full((batch,), self.num_classes) if cond is None else jnp.asarray(cond)
+        labels = jnp.full((batch,), self.num_classes) if label is None else jnp.asarray(label)
         if labels.shape != (batch,) or not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise ValueError(
-                f"cond must be integer labels of shape ({batch},); got {labels.dtype} of shape {labels.shape}"
-            )
+            raise ValueError(f"label must be integers of shape ({batch},); got {labels.dtype} of shape {labels.shape}")
         table = nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.normal(1.0), name="classes")
-        label = table(jax.nn.one_hot(labels, self.num_classes))
-        return label if embedding is None else embedding + label
+        added = table(jax.nn.one_hot(labels, self.num_classes))
+        return added if embedding is None else embedding + added
 
 
 def sigma_table(sigma_min: float, sigma_max: float, num_scales: int) -> jax.Array:
@@ -364,18 +361,3 @@ def check_unet(net: Any) -> None:
     require(classes_ok, "num_classes", net.num_classes, "None or a positive integer")
     check_dtype(net)
     check_attention(net)
-
-
-def check_inputs(net: Any, x: jax.Array, t: jax.Array, field: str, halvings: int) -> None:
-    """Raises ValueError unless x is (batch, h, w, c) with h and w that can be halved as often as `field` of the network
-    says, and t is (batch,)."""
-    if x.ndim != 4:
-        raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
-    if t.shape != x.shape[:1]:
-        raise ValueError(f"t must have shape ({x.shape[0]},), one label an image; got shape {t.shape}")
-    factor = 2**halvings
-    if x.shape[1] % factor or x.shape[2] % factor:
-        raise ValueError(
-            f"{field} = {getattr(net, field)} brings the image to 1/{factor} of its size, so its height and width must "
-            f"be multiples of {factor}; got {x.shape[1]}×{x.shape[2]}: choose fewer halvings or another image size"
-        )

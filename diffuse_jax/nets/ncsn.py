@@ -2,21 +2,21 @@
 
 Down: two residual blocks a stage, the first of which halves the image by a 2×2 mean (dilation 1) or, deeper, looks
 wider instead (dilation > 1). Up: from the deepest stage to the first a refinement (Lin et al. 2017, arXiv:1611.06612)
-of the stage's output and of what came from below. The level of noise is told by its index t in the table of noise
+of the stage's output and of what came from below. The level of noise is told by its index c_noise in the table of noise
 levels: NCSN reads it in every normalisation, NCSNv2 only divides its output by the noise level.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffuse_jax.nets.inputs import check_inputs, read_conditions
 from diffuse_jax.nets.layers import (
     NONLINEARITIES,
     check_dtype,
-    check_inputs,
     check_sigmas,
     make_tuple,
     mean_pool,
@@ -168,12 +168,16 @@ def _check(net: Any) -> None:
 
 
 def _apply(
-    net: Any, refine: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, t: jax.Array, cond: jax.Array | None
+    net: Any,
+    refine: Callable[[jax.Array, jax.Array], jax.Array],
+    x: jax.Array,
+    c_noise: jax.Array,
+    cond: Mapping[str, jax.Array] | None,
 ) -> jax.Array:
     """What both networks do before and after their RefineNet."""
-    require(cond is None, "cond", cond, "absent: the network has no classes")
-    check_inputs(net, x, t, "dilations", sum(dilation == 1 for dilation in net.dilations[1:]))
-    index = t.astype(jnp.int32)
+    read_conditions(net, cond)
+    check_inputs(net, x, c_noise, "dilations", sum(dilation == 1 for dilation in net.dilations[1:]))
+    index = c_noise.astype(jnp.int32)
     h = refine(x if net.centered else 2 * x - 1, index)
     if not net.scale_by_sigma:
         return h
@@ -188,9 +192,9 @@ class NCSN(nn.Module):
     default is that of the JAX program of Song et al. 2021, (2, 2, 1, 1) that of the PyTorch ones. Where a refinement
     enlarges an image it is by `interpolation`: "bilinear" and "nearest" are what the JAX program reads,
     "bilinear_corners" is what the PyTorch ones compute. Of its normalisations' variances, that over the channels is
-    `unbiased` in PyTorch (n − 1), not in JAX. `scale_by_sigma` divides the output by entry ⌊t⌋ of the geometric table
-    of num_scales levels from sigma_max down to sigma_min. `centered=False` says that x lies in [0, 1] and maps it to
-    2x − 1. `dtype` and `remat` as in `NCSNpp`. A value that cannot work raises ValueError when the module is made.
+    `unbiased` in PyTorch (n − 1), not in JAX. `scale_by_sigma` divides the output by entry ⌊c_noise⌋ of the geometric
+    table of num_scales levels from sigma_max down to sigma_min. `centered=False` says that x lies in [0, 1] and maps it
+    to 2x − 1. `dtype` and `remat` as in `NCSNpp`. A value that cannot work raises ValueError when the module is made.
     """
 
     nf: int = 128
@@ -213,8 +217,10 @@ class NCSN(nn.Module):
         _check(self)
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """x (batch, h, w, c), t (batch,) indices in 0..num_scales − 1, cond None: float32 of x's shape.
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: Mapping[str, jax.Array] | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """x (batch, h, w, c), c_noise (batch,) indices in 0..num_scales − 1, no conditions: float32 of x's shape.
 
         h and w must be multiples of 2 to the number of halvings, else ValueError. There is no dropout: `train` is part
         of the call of every network, and changes nothing here.
@@ -225,7 +231,7 @@ class NCSN(nn.Module):
         refine = RefineNet(
             style, self.nf, self.ch_mult, self.dilations, self.refine_mult, 1e-5, self.remat, name="refinenet"
         )
-        return _apply(self, refine, x, t, cond)
+        return _apply(self, refine, x, c_noise, cond)
 
 
 class NCSNv2(nn.Module):
@@ -267,7 +273,9 @@ class NCSNv2(nn.Module):
         require(grouped, "nf", self.nf, 'a multiple of 32, the number of groups of normalization "group"')
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: Mapping[str, jax.Array] | None = None, *, train: bool = False
+    ) -> jax.Array:
         """As `NCSN`."""
         style = RefineStyle(
             self.nonlinearity, self.normalization, self.interpolation, self.unbiased, self.affine, None, self.dtype
@@ -282,4 +290,4 @@ class NCSNv2(nn.Module):
             self.remat,
             name="refinenet",
         )
-        return _apply(self, refine, x, t, cond)
+        return _apply(self, refine, x, c_noise, cond)

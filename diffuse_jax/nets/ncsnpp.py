@@ -1,5 +1,6 @@
 """NCSN++ and, as settings of it, DDPM++: the score networks of Song et al. 2021 (arXiv:2011.13456, appendix H)."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -7,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax.nets.attention import Implementation
+from diffuse_jax.nets.inputs import check_inputs, read_conditions
 from diffuse_jax.nets.layers import (
     Embedding,
     FourierFeatures,
     Style,
-    check_inputs,
     check_unet,
     make_tuple,
     positional_features,
@@ -40,7 +41,7 @@ class NCSNpp(nn.Module):
         attn_resolutions: Attention where the image's *height* is one of these.
         dropout: The probability of dropout in training.
         resamp_with_conv: The layers between "ddpm" blocks resample with a convolution.
-        conditional: Whether the blocks read t; the division by σ does in any case.
+        conditional: Whether the blocks read c_noise; the division by σ does in any case.
         fir: Resample with a separable FIR filter, else by nearest pixel and 2×2 mean.
         fir_kernel: The filter.
         skip_rescale: Divide sums of branches by √2.
@@ -51,17 +52,17 @@ class NCSNpp(nn.Module):
         progressive_input: The levels on the way down also read a smaller copy of the input ("input_skip") or of its
             features ("residual").
         progressive_combine: How the copy of "input_skip" is joined: "sum" or "cat".
-        embedding_type: "fourier" reads t = σ > 0 through log σ; "positional" reads a label t.
+        embedding_type: "fourier" reads c_noise = σ > 0 through log σ; "positional" any number c_noise ≥ 0.
         fourier_scale: The frequencies of "fourier" are drawn from N(0, fourier_scale²).
         init_scale: The factor on the variance of the last kernel of each branch at its start (0: almost zero).
         nonlinearity: The activation.
-        scale_by_sigma: Divide the output by σ: t itself, or for "positional" entry ⌊t⌋ of the geometric table of
-            num_scales levels from sigma_max down to sigma_min.
+        scale_by_sigma: Divide the output by σ: c_noise itself, or for "positional" entry ⌊c_noise⌋ of the geometric
+            table of num_scales levels from sigma_max down to sigma_min.
         centered: Whether x lies in [−1, 1]; if not, it lies in [0, 1] and is mapped to 2x − 1.
         sigma_min: The smallest level of the table that `scale_by_sigma` reads.
         sigma_max: The largest.
-        num_scales: The number of its levels; labels t are 0..num_scales − 1.
-        num_classes: The number of classes that `cond` names; None has no classes.
+        num_scales: The number of its levels; c_noise is in 0..num_scales − 1.
+        num_classes: The number of classes of the condition `label`; None reads none.
         dtype: The type of the convolutions and attention products; parameters, norms, softmax, embeddings and output
             stay float32.
         attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
@@ -112,20 +113,23 @@ class NCSNpp(nn.Module):
         require(taps_ok, "fir_kernel", self.fir_kernel, "numbers with a sum that is not 0")
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """x (batch, h, w, c), t (batch,), cond None or integer labels (batch,): float32 of x's shape.
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: Mapping[str, jax.Array] | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """x (batch, h, w, c), c_noise (batch,), cond None or {"label": integers (batch,)}: float32 of x's shape.
 
-        Label num_classes (or any outside 0..num_classes − 1) means "no label" and equals cond=None. h and w must be
+        Label num_classes (or any outside 0..num_classes − 1) means "no label" and equals none given. h and w must be
         multiples of 2^(levels − 1), else ValueError. With train=True dropout draws from the rng "dropout".
         """
-        check_inputs(self, x, t, "ch_mult", len(self.ch_mult) - 1)
-        t = t.astype(jnp.float32)
+        check_inputs(self, x, c_noise, "ch_mult", len(self.ch_mult) - 1)
+        given = read_conditions(self, cond, label="num_classes")
+        c_noise = c_noise.astype(jnp.float32)
         if self.embedding_type == "fourier":
             # Also made where `conditional` is False, so that the parameters are those of published checkpoints.
-            features, sigma = FourierFeatures(self.nf, self.fourier_scale, name="fourier")(jnp.log(t)), t
+            features, sigma = FourierFeatures(self.nf, self.fourier_scale, name="fourier")(jnp.log(c_noise)), c_noise
         else:
-            features = positional_features(t, self.nf)
-            sigma = sigma_table(self.sigma_min, self.sigma_max, self.num_scales)[t.astype(jnp.int32)]
+            features = positional_features(c_noise, self.nf)
+            sigma = sigma_table(self.sigma_min, self.sigma_max, self.num_scales)[c_noise.astype(jnp.int32)]
         style = Style(
             self.nonlinearity,
             self.dropout,
@@ -136,7 +140,7 @@ class NCSNpp(nn.Module):
             attention=self.attention,
         )
         embed = Embedding(4 * self.nf, style.act, self.num_classes, name="embedding")
-        temb = embed(features if self.conditional else None, cond, x.shape[0])
+        temb = embed(features if self.conditional else None, given["label"], x.shape[0])
         h = UNet(
             style,
             self.nf,

@@ -7,7 +7,7 @@ as in NCSN++ (Song et al. 2021, arXiv:2011.13456, appendix H), divide sums of br
 filter.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
 import flax.linen as nn
@@ -17,13 +17,13 @@ import numpy as np
 
 from diffuse_jax.nets import fir
 from diffuse_jax.nets.attention import Implementation
+from diffuse_jax.nets.inputs import check_inputs, read_conditions
 from diffuse_jax.nets.layers import (
     Embedding,
     FourierFeatures,
     Resampling,
     check_attention,
     check_dtype,
-    check_inputs,
     check_probability,
     conv,
     make_tuple,
@@ -65,12 +65,12 @@ class UNet2D(nn.Module):
     mapped to 2x − 1), and `out_channels=None` stands for the channels of x. Level i has block_out_channels[i] channels
     and the blocks that `down_block_types[i]` names; `up_block_types` is ordered from the smallest size.
     `norm_num_groups=None` lets c channels form min(⌊c/4⌋, 32) groups and needs "Skip" levels throughout, which always
-    do so; `attention_head_dim=None` makes one head. `time_embedding_type`: "positional" reads a label t, "learned" an
-    integer one below `num_train_timesteps`, "fourier" a noise level σ, by which the output is divided. Classes:
-    `num_classes` labels; or with `class_embed_type` "timestep" numbers that are embedded like a time, with "identity"
-    vectors of the embedding's width. `dtype` is the type of the convolutions and attention products;
-    `attention` "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat` recomputes residual blocks in the
-    backward pass. A value that cannot work raises ValueError when the module is made.
+    do so; `attention_head_dim=None` makes one head. `time_embedding_type`: "positional" reads any number c_noise,
+    "learned" an integer below `num_train_timesteps`, "fourier" a noise level σ, by which the output is divided. The
+    condition `label`: one of `num_classes`; or with `class_embed_type` "timestep" a number that is embedded like a
+    time, with "identity" a vector of the embedding's width. `dtype` is the type of the convolutions and attention
+    products; `attention` "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat` recomputes residual blocks
+    in the backward pass. A value that cannot work raises ValueError when the module is made.
     """
 
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
@@ -110,22 +110,25 @@ class UNet2D(nn.Module):
         _check(self)
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """x (batch, h, w, c), t (batch,): float32 (batch, h, w, out_channels).
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: Mapping[str, jax.Array] | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """x (batch, h, w, c), c_noise (batch,): float32 (batch, h, w, out_channels).
 
-        `cond` is None, integer labels (batch,), or what `class_embed_type` says. None, and a label outside
+        `cond` is None or {"label": integers (batch,), or what `class_embed_type` says}. None, and a label outside
         0..num_classes − 1, mean "no label". h and w must be multiples of 2^(levels − 1), else ValueError. With
         train=True dropout draws from the rng "dropout".
         """
-        check_inputs(self, x, t, "block_out_channels", len(self.block_out_channels) - 1)
-        temb = self._embed(t, cond)
+        check_inputs(self, x, c_noise, "block_out_channels", len(self.block_out_channels) - 1)
+        given = read_conditions(self, cond, label="num_classes class_embed_type")
+        temb = self._embed(c_noise, given["label"])
         x = x if self.centered else 2 * x - 1
         saved = self._down(x, temb, train)
         h = saved[-1] if self.mid_block_type is None else self._middle(saved[-1], temb, train)
         h, pyramid = self._up(h, saved, temb, train, self.out_channels or x.shape[-1])
         h = self._image(h, self._groups(None, h.shape[-1]), self.out_channels or x.shape[-1], "out")
         h = h if pyramid is None else h + pyramid
-        return h / t.astype(jnp.float32)[:, None, None, None] if self.time_embedding_type == "fourier" else h
+        return h / c_noise.astype(jnp.float32)[:, None, None, None] if self.time_embedding_type == "fourier" else h
 
     @nn.nowrap
     def kinds(self) -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
@@ -138,42 +141,41 @@ class UNet2D(nn.Module):
         )
 
     @nn.nowrap
-    def _embed(self, t: jax.Array, cond: jax.Array | None) -> jax.Array:
+    def _embed(self, c_noise: jax.Array, label: jax.Array | None) -> jax.Array:
         """The vector that every residual block reads."""
-        features, batch = self._features(), t.shape[0]
+        features, batch = self._features(), c_noise.shape[0]
         width = self.time_embedding_dim or 4 * self.block_out_channels[0]
-        labels = cond if self.class_embed_type is None else None
-        temb = Embedding(width, nn.silu, self.num_classes, name="embedding")(features(t), labels, batch)
+        temb = Embedding(width, nn.silu, self.num_classes, name="embedding")(features(c_noise), label, batch)
         temb = cast(jax.Array, temb)
         if self.class_embed_type is None:
             return temb
         wanted = (batch, width) if self.class_embed_type == "identity" else (batch,)
-        vector = jnp.ones(wanted) if cond is None else jnp.asarray(cond)
+        vector = jnp.ones(wanted) if label is None else jnp.asarray(label)
         if jnp.shape(vector) != wanted:
             raise ValueError(
-                f"cond must have shape {wanted} where class_embed_type is {self.class_embed_type!r}; got "
+                f"label must have shape {wanted} where class_embed_type is {self.class_embed_type!r}; got "
                 f"{jnp.shape(vector)}"
             )
         if self.class_embed_type == "timestep":
             # Without a condition too, so that the parameters do not depend on it.
             embed = Embedding(width, nn.silu, None, name="class_embedding")
             vector = cast(jax.Array, embed(features(vector), None, batch))
-        return temb if cond is None else temb + vector
+        return temb if label is None else temb + vector
 
     @nn.nowrap
     def _features(self) -> Callable[[jax.Array], jax.Array]:
-        """The function from times (batch,) to what the embedding reads of them (batch, k)."""
+        """The function from c_noise (batch,) to what the embedding reads of them (batch, k)."""
         size = self.block_out_channels[0]
         if self.time_embedding_type == "fourier":
             fourier = FourierFeatures(size, 16.0, name="fourier")
-            return lambda t: fourier(jnp.log(t.astype(jnp.float32)))
+            return lambda c_noise: fourier(jnp.log(c_noise.astype(jnp.float32)))
         if self.time_embedding_type == "learned":
             table = nn.Embed(cast(int, self.num_train_timesteps), size, name="times")
-            return lambda t: table(jnp.round(t).astype(jnp.int32))
+            return lambda c_noise: table(jnp.round(c_noise).astype(jnp.int32))
         k, steps = np.arange(size // 2, dtype=np.float32), np.float32(size // 2 - self.freq_shift)
         exponents = np.float32(-np.log(10000.0)) * k / steps
         first = self.flip_sin_to_cos
-        return lambda t: positional_features(t.astype(jnp.float32), size, exponents, cosines_first=first)
+        return lambda c_noise: positional_features(c_noise.astype(jnp.float32), size, exponents, cosines_first=first)
 
     @nn.nowrap
     def _style(self) -> UNet2DStyle:

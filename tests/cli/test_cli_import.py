@@ -194,10 +194,9 @@ def test_a_network_of_edm_becomes_a_run_with_its_preconditioning_and_classes(tmp
     source = ["--from=edm", f"--source={tmp_path / 'net.safetensors'}", f"--config={config}"]
     assert run("import", *source, f"--workdir={tmp_path / 'run'}") == 0
     denoise = diffuse_jax.load(tmp_path / "run")
-    given = {name: jnp.asarray(data[name]) for name in ("x", "t", "cond", "augment")}
-    np.testing.assert_allclose(
-        denoise.net.module.apply({"params": denoise.params}, **given), data["y"], atol=1e-4, rtol=0
-    )
+    x, t, label, augment = (jnp.asarray(data[name]) for name in ("x", "t", "cond", "augment"))
+    y = denoise.net.module.apply({"params": denoise.params}, x, t, {"label": label}, augment=augment)
+    np.testing.assert_allclose(y, data["y"], atol=1e-4, rtol=0)
     process, stored, info = process_of(tmp_path / "run")
     assert process == ("edm", "edm", "edm") and stored.parameterization.sigma_data == 0.4
     assert info.num_classes == 10 and stored.data.labels

@@ -121,7 +121,8 @@ def zeros(network: UNet2D) -> dict[str, np.ndarray]:
     return to_diffusers(network, jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes(network)))
 
 
-def output(network: Any, variables: Any, x: Any, t: Any, cond: Any) -> np.ndarray:
+def output(network: Any, variables: Any, x: Any, t: Any, label: Any) -> np.ndarray:
+    cond = None if label is None else {"label": label}
     return np.asarray(jax.jit(network.apply)(variables, x, t, cond))
 
 
@@ -253,7 +254,7 @@ def test_a_new_network_starts_with_an_output_near_zero_whatever_the_condition():
         block_out_channels=(8,), down_block_types=(D,), up_block_types=(U,), norm_num_groups=4, num_classes=3
     )
     x, t = jnp.ones((2, 4, 4, 1)), jnp.array([1.0, 900.0])
-    y, _ = jax.jit(network.init_with_output)(jax.random.key(0), x, t, jnp.array([0, 2]))
+    y, _ = jax.jit(network.init_with_output)(jax.random.key(0), x, t, {"label": jnp.array([0, 2])})
     assert y.shape == x.shape and 0 < np.abs(y).max() < 1e-3
 
 

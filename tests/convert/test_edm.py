@@ -25,12 +25,17 @@ def load(fixtures, name):
     return data, config, drawn(shapes) | filters
 
 
+def conditions(data):
+    """What a network reads beside the image and the noise, of a fixture whose empty arrays stand for none."""
+    given = {"cond": {"label": data["cond"]}, "augment": data["augment"]}
+    return {key: value for key, value in given.items() if data[key].shape[1]}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_with_the_originals_weights_gives_the_originals_output(fixtures, name):
     data, config, weights = load(fixtures, name)
     network, variables = from_edm({f"module.model.{key}": value for key, value in weights.items()}, config)
-    more = {key: data[key] for key in ("cond", "augment") if data[key].shape[1]}
-    y = jax.jit(network.apply)(variables, data["x"], data["t"], **more)
+    y = jax.jit(network.apply)(variables, data["x"], data["t"], **conditions(data))
     assert np.abs(data["y"]).max() > 1
     np.testing.assert_allclose(y, data["y"], atol=3e-5, rtol=0)
 
@@ -172,11 +177,11 @@ def one_level():
     x, t = rng.normal(size=(4, 4, 4, 3)).astype(np.float32), np.full(4, 0.3, np.float32)
 
     @jax.jit
-    def run(cond, rng):
-        rngs = {"dropout": rng}
+    def run(classes, rng):
+        rngs, cond = {"dropout": rng}, {"label": classes}
         return {
             "class": network.apply(variables, x, t, cond),
-            "vector": network.apply(variables, x, t, jax.nn.one_hot(cond, 5)),
+            "vector": network.apply(variables, x, t, {"label": jax.nn.one_hot(classes, 5)}),
             "none": network.apply(variables, x, t),
             "training": network.apply(variables, x, t, cond, train=True, rngs=rngs),
         }
@@ -228,8 +233,7 @@ def test_remat_changes_no_gradient_and_dropout_acts_in_training_alone(kind):
 def test_bfloat16_convolutions_give_float32_near_the_full_precision(fixtures, name):
     data, config, weights = load(fixtures, name)
     network, variables = from_edm(weights, config)
-    more = {key: data[key] for key in ("cond", "augment") if data[key].shape[1]}
-    y = jax.jit(network.clone(dtype=jnp.bfloat16).apply)(variables, data["x"], data["t"], **more)
+    y = jax.jit(network.clone(dtype=jnp.bfloat16).apply)(variables, data["x"], data["t"], **conditions(data))
     assert y.dtype == jnp.float32
     assert 1e-4 < np.sqrt(np.mean((y - data["y"]) ** 2) / np.mean(data["y"] ** 2)) < 0.05
 
@@ -242,10 +246,10 @@ def test_inputs_that_do_not_fit_are_refused_by_name():
 
     for message, call in {
         "x must be images": lambda: run(network, shape=(2, 4)),
-        "t must have shape": lambda: run(network, times=3),
-        "cond must be integer classes": lambda: run(network, cond=jnp.zeros((2, 4))),
+        "c_noise must have shape": lambda: run(network, times=3),
+        "label must be integer classes": lambda: run(network, cond={"label": jnp.zeros((2, 4))}),
         r"augment must be of shape \(2, 9\)": lambda: run(network, augment=jnp.zeros((2, 8))),
-        "cond must be absent": lambda: run(ADM(**TINY), cond=jnp.zeros(2, int)),
+        "ADM without the field label_dim": lambda: run(ADM(**TINY), cond={"label": jnp.zeros(2, int)}),
         "augment must be absent": lambda: run(ADM(**TINY), augment=jnp.zeros((2, 9))),
         "label_dropout must be": lambda: SongUNet(label_dropout=1.0),
         "dropout must be a number": lambda: ADM(dropout="0.1"),

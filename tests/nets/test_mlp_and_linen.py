@@ -26,7 +26,7 @@ def test_mlp_learns_a_function_of_vector_time_and_class_at_every_scale_of_time()
 
     def loss(params, key, t_max):
         (x, t, c), target = batch(key, t_max)
-        return jnp.mean((net(params, x, t, cond=c) - target) ** 2)
+        return jnp.mean((net(params, x, t, cond={"label": c}) - target) ** 2)
 
     @jax.jit
     def fit(key, t_max):
@@ -73,6 +73,26 @@ def test_mlp_refuses_images():
         LinenNet(MLP()).init(jax.random.key(0), (8, 8, 3))
 
 
+@pytest.mark.parametrize("cond", [{}, {"label": jnp.array([2, -1])}], ids=["empty", "null"])
+def test_conditions_that_are_all_null_are_no_conditions(cond):
+    net, x = LinenNet(MLP(width=16, depth=1, num_classes=2)), jnp.ones((2, 2))
+    params = random_params(net, (2,))
+    np.testing.assert_array_equal(net(params, x, 0.5, cond=cond), net(params, x, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        (jnp.zeros(2, int), "cond must be a mapping from name to array"),
+        ({"label": jnp.zeros(2, int)}, "cond has 'label', which MLP without the field num_classes does not read"),
+        ({"depth": jnp.zeros(2)}, "cond has 'depth', which MLP does not read"),
+    ],
+)
+def test_conditions_that_a_network_does_not_read_are_refused_by_name(cond, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda: SMALL.init(jax.random.key(0), jnp.zeros((2, 2)), jnp.ones(2), cond))
+
+
 def test_equal_networks_made_twice_do_not_recompile():
     chex.clear_trace_counter()
 
@@ -116,6 +136,23 @@ def test_any_linen_module_serves_and_trains_exactly_when_given_a_key():
     params = jax.jit(net.init, static_argnums=1)(jax.random.key(0), (50,))
     np.testing.assert_array_equal(net(params, x, 2.0), 3 * x)
     assert set(np.unique(net(params, x, 2.0, rng=jax.random.key(1)))) == {0.0, 6.0}
+
+
+class Conditioned(nn.Module):
+    """A user's module that makes parameters for the conditions it is given."""
+
+    @nn.compact
+    def __call__(self, x, c_noise, cond=None, *, train):
+        return x if cond is None else x + nn.Dense(x.shape[-1])(cond["features"])
+
+
+def test_parameters_for_conditions_are_made_from_their_shapes_or_arrays_and_from_none_without():
+    net, shapes = LinenNet(Conditioned()), {"features": jax.ShapeDtypeStruct((1, 5), jnp.float32)}
+    made = net.init(jax.random.key(0), (3,), shapes)
+    assert made["Dense_0"]["kernel"].shape == (5, 3) and net.init(jax.random.key(0), (3,)) == {}
+    chex.assert_trees_all_equal(made, net.init(jax.random.key(0), (3,), {"features": jnp.full((1, 5), jnp.nan)}))
+    output, _ = net.init_with_output(jax.random.key(0), (3,), shapes)
+    assert output.shape == (1, 3)
 
 
 def test_a_module_with_state_is_refused_by_name():

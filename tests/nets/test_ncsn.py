@@ -185,10 +185,10 @@ def test_groups_need_a_width_that_they_divide():
     [
         ((2, 5, 4, 3), None, "multiples of 2; got 5×4"),
         ((4, 4, 3), None, "x must be images"),
-        ((2, 4, 4, 3), (2,), "cond must be absent"),
+        ((2, 4, 4, 3), (2,), "cond has 'label', which NCSN does not read"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(shape, cond, message):
-    cond = None if cond is None else jnp.zeros(cond, int)
+    cond = None if cond is None else {"label": jnp.zeros(cond, int)}
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda: NCSN(**TINY).init(jax.random.key(0), jnp.zeros(shape), jnp.zeros(2), cond))

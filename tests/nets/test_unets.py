@@ -114,14 +114,14 @@ def test_ddpm_refuses_a_width_that_its_32_groups_do_not_divide():
         (NCSNpp(), (2, 20, 32, 3), (2,), None, r"ch_mult = \(1, 2, 2, 2\).*multiples of 8; got 20×32"),
         (DDPM(), (2, 32, 36, 3), (2,), None, r"ch_mult = \(1, 2, 2, 2\).*multiples of 8; got 32×36"),
         (NCSNpp(), (32, 32, 3), (32,), None, "x must be images"),
-        (NCSNpp(), (2, 32, 32, 3), (3,), None, r"t must have shape \(2,\)"),
+        (NCSNpp(), (2, 32, 32, 3), (3,), None, r"c_noise must have shape \(2,\)"),
         (NCSNpp(**TINY | {"nf": 10}), (2, 4, 4, 3), (2,), None, "nf and ch_mult give a layer of 30 channels"),
-        (NCSNpp(**TINY), (2, 8, 8, 3), (2,), (2,), "cond must be absent unless the network has num_classes"),
-        (NCSNpp(**TINY, num_classes=3), (2, 8, 8, 3), (2,), (2, 3), r"cond must be integer labels of shape \(2,\)"),
+        (NCSNpp(**TINY), (2, 8, 8, 3), (2,), (2,), "cond has 'label', which NCSNpp without the field num_classes"),
+        (NCSNpp(**TINY, num_classes=3), (2, 8, 8, 3), (2,), (2, 3), r"label must be integers of shape \(2,\)"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(module, x, t, cond, message):
-    cond = None if cond is None else jnp.zeros(cond, int)
+    cond = None if cond is None else {"label": jnp.zeros(cond, int)}
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda key: module.init(key, jnp.zeros(x), jnp.ones(t), cond, train=False), jax.random.key(0))
 
@@ -189,11 +189,11 @@ def test_labels_change_the_output_row_by_row_and_the_null_label_is_no_label(prob
     module, params, x, t = problem
     net = LinenNet(module)
     plain = apply(net, params, x, t)
-    y = apply(net, params, x, t, cond=jnp.array([0, 3, 2]))
+    y = apply(net, params, x, t, cond={"label": jnp.array([0, 3, 2])})
     differs = jnp.abs(y - plain).max(axis=(1, 2, 3))
     assert differs[0] > 1e-2 and differs[2] > 1e-2
     np.testing.assert_allclose(y[1], plain[1], rtol=1e-4, atol=1e-4)
-    swapped = apply(net, params, x, t, cond=jnp.array([1, -1, 2]))
+    swapped = apply(net, params, x, t, cond={"label": jnp.array([1, -1, 2])})
     assert jnp.abs(swapped[0] - y[0]).max() > 1e-2
     np.testing.assert_allclose(swapped[1:], y[1:], rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,46 @@
+"""What networks are called with: images, what they are told of the time, and conditions by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+__all__ = ["check_inputs", "read_conditions"]
+
+
+def check_inputs(net: Any, x: jax.Array, c_noise: jax.Array, field: str, halvings: int) -> None:
+    """Raises ValueError unless x is (batch, h, w, c) with h and w that can be halved as often as `field` of the network
+    says, and c_noise is (batch,)."""
+    if x.ndim != 4:
+        raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
+    if c_noise.shape != x.shape[:1]:
+        raise ValueError(f"c_noise must have shape ({x.shape[0]},), one number an image; got shape {c_noise.shape}")
+    factor = 2**halvings
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(
+            f"{field} = {getattr(net, field)} brings the image to 1/{factor} of its size, so its height and width must "
+            f"be multiples of {factor}; got {x.shape[1]}×{x.shape[2]}: choose fewer halvings or another image size"
+        )
+
+
+def read_conditions(net: Any, cond: Mapping[str, Any] | None, **fields: str) -> dict[str, Any]:
+    """The conditions by name, None where one is not given.
+
+    Args:
+        net: The network that reads them.
+        cond: The conditions by name, or None.
+        fields: Of each condition that a network of this kind can read, the field that says whether this one does; of
+            several, separated by spaces, one is enough.
+
+    Raises:
+        ValueError: For conditions that are no mapping, and for one that the network does not read.
+    """
+    if cond is not None and not isinstance(cond, Mapping):
+        raise ValueError(f"cond must be a mapping from name to array, such as {{'label': labels}}; got {cond!r}")
+    given = {} if cond is None else cond
+    for name in given:
+        needed = fields.get(name, "").split()
+        if not any(getattr(net, field) for field in needed):
+            without = f" without the field {' or '.join(needed)}" if needed else ""
+            raise ValueError(f"cond has {name!r}, which {type(net).__name__}{without} does not read")
+    return {name: given.get(name) for name in fields}
