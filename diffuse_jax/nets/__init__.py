@@ -5,8 +5,9 @@ arrays that lead with the batch: `label`, `image`, `tokens` (see `diffuse_jax.co
 given is its null; one that the network has no field for is a ValueError.
 
 For images: `NCSNpp` (which DDPM++ is a setting of), `DDPM`, and the others that published weights need: `NCSN` and
-`NCSNv2`, EDM's `SongUNet` and `ADM`, diffusers' `UNet2D`. `MLP` is for vectors. Anything callable as
-`net(params, x, c_noise, *, cond, rng)` serves in their place: `LinenNet` makes one of a Linen module.
+`NCSNv2`, EDM's `SongUNet` and `ADM`, diffusers' `UNet2D`. `MLP` is for vectors; `TransformerBlock` and `TokenEncoder`
+are parts to build with. Anything callable as `net(params, x, c_noise, *, cond, rng)` serves in their place: `LinenNet`
+makes one of a Linen module.
 """
 
 from diffuse_jax.nets.ddpm import DDPM
@@ -15,6 +16,7 @@ from diffuse_jax.nets.linen import LinenNet, param_count
 from diffuse_jax.nets.mlp import MLP
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
 from diffuse_jax.nets.ncsnpp import NCSNpp
+from diffuse_jax.nets.transformer import TokenEncoder, TransformerBlock
 from diffuse_jax.nets.unet2d import UNet2D
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "NCSNpp",
     "NCSNv2",
     "SongUNet",
+    "TokenEncoder",
+    "TransformerBlock",
     "UNet2D",
     "param_count",
 ]

@@ -359,5 +359,12 @@ def check_unet(net: Any) -> None:
     check_sigmas(net)
     classes_ok = net.num_classes is None or (whole(net.num_classes) and net.num_classes > 0)
     require(classes_ok, "num_classes", net.num_classes, "None or a positive integer")
+    channels, words = net.image_channels, net.vocabulary
+    require(whole(channels) and channels >= 0, "image_channels", channels, "an integer of at least 0")
+    words_ok = whole(words) and words >= 0 and words != 1
+    require(words_ok, "vocabulary", words, "0, or an integer of at least 2, as padding is a token")
+    for field in ("context_length", "context_width", "context_depth"):
+        value = getattr(net, field)
+        require(whole(value) and value > 0, field, value, "a positive integer")
     check_dtype(net)
     check_attention(net)
