@@ -9,12 +9,12 @@ import jax.numpy as jnp
 __all__ = ["check_inputs", "read_conditions", "with_image"]
 
 
-def check_inputs(net: Any, x: jax.Array, c_noise: jax.Array, field: str, halvings: int) -> None:
+def check_inputs(net: Any, x: jax.Array, c_noise: jax.Array | None, field: str, halvings: int) -> None:
     """Raises ValueError unless x is (batch, h, w, c) with h and w that can be halved as often as `field` of the network
-    says, and c_noise is (batch,)."""
+    says, and c_noise is (batch,) or None."""
     if x.ndim != 4:
         raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
-    if c_noise.shape != x.shape[:1]:
+    if c_noise is not None and c_noise.shape != x.shape[:1]:
         raise ValueError(f"c_noise must have shape ({x.shape[0]},), one number an image; got shape {c_noise.shape}")
     factor = 2**halvings
     if x.shape[1] % factor or x.shape[2] % factor:

@@ -26,7 +26,8 @@ def head_count(channels: int) -> int:
 
 
 class HeadsAttention(nn.Module):
-    """Attention from x (batch, n, c) to context (batch, m, k), or to x itself without one: (batch, n, c).
+    """Attention from x (batch, n, c) to context (batch, m, k), or to x itself without one: (batch, n, features), by
+    default as many as x has.
 
     There is one head for every 64 channels of x (see `head_count`). `mask` (batch, m) says to which rows of the context
     x may look, all by default; where it may look to none, the result is the last layer's bias. `init_scale` is the
@@ -35,6 +36,7 @@ class HeadsAttention(nn.Module):
 
     dtype: Any = jnp.float32
     init_scale: float = 1.0
+    features: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array | None = None, mask: jax.Array | None = None) -> jax.Array:
@@ -47,7 +49,8 @@ class HeadsAttention(nn.Module):
             for name, read in (("query", x), ("key", context), ("value", context))
         )
         h = attend(q, k, v, mask=mask).reshape(x.shape)
-        return nn.Dense(channels, dtype=self.dtype, kernel_init=init_kernel(self.init_scale), name="out")(h)
+        out = self.features or channels
+        return nn.Dense(out, dtype=self.dtype, kernel_init=init_kernel(self.init_scale), name="out")(h)
 
 
 class TransformerBlock(nn.Module):
