@@ -218,6 +218,9 @@ def options_of(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any
         raise ConversionError(f"module must be an NCSNpp or a DDPM; got {type(module).__name__}")
     if getattr(module, "num_classes", None) is not None:
         raise ConversionError(f"num_classes must be None: score_sde has no classes; got {module.num_classes}")
+    for field in ("image_channels", "vocabulary"):
+        if getattr(module, field):
+            raise ConversionError(f"{field} must be 0: score_sde has no such condition; got {getattr(module, field)}")
     height, width, channels = image_shape
     if height != width:
         raise ConversionError(f"image_shape must be square: the options have one image_size; got {image_shape}")

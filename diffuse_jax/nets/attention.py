@@ -1,4 +1,4 @@
-"""Attention between all pixels of an image."""
+"""Attention: between all pixels of an image, and from them to a context."""
 
 from typing import Literal, get_args
 
@@ -12,9 +12,14 @@ Implementation = Literal["xla", "cudnn"]
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Implementation = "xla") -> jax.Array:
-    """softmax(q·k/√c)·v in each head, with q, k and v (batch, pixels, heads, c) of one type, which the result has; the
-    softmax is in float32.
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, implementation: Implementation = "xla", mask: jax.Array | None = None
+) -> jax.Array:
+    """softmax(q·k/√c)·v in each head, with q (batch, pixels, heads, c) and k and v (batch, keys, heads, c) of one type,
+    which the result has; the softmax is in float32.
+
+    `mask` (batch, keys) says to which keys a row's pixels may look, all by default; where there are none the result is
+    zero. It is of "xla" alone.
 
     "xla" makes it of ordinary operations. "cudnn" is NVIDIA's fused kernel, which keeps no pixels × pixels array: for
     float16 and bfloat16 and c a multiple of 8 up to 128 (256 from compute capability 9.0), and without derivatives in
@@ -22,6 +27,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Implementat
     for other c.
     """
     if implementation == "cudnn":
+        if mask is not None:
+            raise ValueError("attention='cudnn' has no mask: set attention to 'xla'")
         platform = jax.default_backend()
         if platform != "gpu" or q.dtype not in (jnp.float16, jnp.bfloat16):
             raise ValueError(
@@ -30,4 +37,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: Implementat
             )
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
+        v = jnp.where(mask[:, :, None, None], v, 0)  # where all is masked, all weights are equal
     return jnp.einsum("bhqk,bkhc->bqhc", nn.softmax(logits).astype(v.dtype), v)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax.nets.attention import Implementation
-from diffuse_jax.nets.inputs import check_inputs, read_conditions
+from diffuse_jax.nets.inputs import check_inputs, read_conditions, with_image
 from diffuse_jax.nets.layers import (
     Embedding,
     Style,
@@ -17,6 +17,7 @@ from diffuse_jax.nets.layers import (
     require,
     sigma_table,
 )
+from diffuse_jax.nets.transformer import token_context
 from diffuse_jax.nets.unet import UNet
 
 
@@ -39,6 +40,13 @@ class DDPM(nn.Module):
         sigma_max: The largest.
         num_scales: The number of its levels; c_noise is in 0..num_scales − 1.
         num_classes: The number of classes of the condition `label`; None reads none.
+        image_channels: The channels of the condition `image`, of x's height and width, which is put after those of x; 0
+            reads none.
+        vocabulary: The number of words of the condition `tokens`, of which 0 is padding; 0 reads none. A transformer
+            encodes them, and after every attention of the U-Net all pixels look at them.
+        context_length: The most tokens that a row may have.
+        context_width: The width of that transformer.
+        context_depth: The number of its blocks.
         dtype: The type of the convolutions and attention products; parameters, norms, softmax, embeddings and output
             stay float32.
         attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
@@ -62,6 +70,11 @@ class DDPM(nn.Module):
     sigma_max: float = 50.0
     num_scales: int = 1000
     num_classes: int | None = None
+    image_channels: int = 0
+    vocabulary: int = 0
+    context_length: int = 64
+    context_width: int = 256
+    context_depth: int = 2
     dtype: Any = jnp.float32
     attention: Implementation = "xla"
     remat: bool = False
@@ -77,11 +90,12 @@ class DDPM(nn.Module):
     ) -> jax.Array:
         """x (batch, h, w, c), c_noise (batch,), cond None or conditions as `NCSNpp`: float32 of x's shape."""
         check_inputs(self, x, c_noise, "ch_mult", len(self.ch_mult) - 1)
-        given = read_conditions(self, cond, label="num_classes")
+        given = read_conditions(self, cond, label="num_classes", image="image_channels", tokens="vocabulary")
         style = Style(self.nonlinearity, self.dropout, group_size=1, dtype=self.dtype, attention=self.attention)
         embed = Embedding(4 * self.nf, style.act, self.num_classes, name="embedding")
         features = positional_features(c_noise.astype(jnp.float32), self.nf) if self.conditional else None
         temb = embed(features, given["label"], x.shape[0])
+        read = with_image(x, given["image"], self.image_channels)
         h = UNet(
             style,
             self.nf,
@@ -90,8 +104,9 @@ class DDPM(nn.Module):
             self.attn_resolutions,
             self.resamp_with_conv,
             remat=self.remat,
+            out_channels=x.shape[-1],
             name="unet",
-        )(x if self.centered else 2 * x - 1, temb, train)
+        )(read if self.centered else 2 * read - 1, temb, train, token_context(self, given["tokens"], x.shape[0]))
         if not self.scale_by_sigma:
             return h
         sigma = sigma_table(self.sigma_min, self.sigma_max, self.num_scales)[c_noise.astype(jnp.int32)]

@@ -4,16 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-__all__ = ["check_inputs", "read_conditions"]
+__all__ = ["check_inputs", "read_conditions", "with_image"]
 
 
-def check_inputs(net: Any, x: jax.Array, c_noise: jax.Array, field: str, halvings: int) -> None:
+def check_inputs(net: Any, x: jax.Array, c_noise: jax.Array | None, field: str, halvings: int) -> None:
     """Raises ValueError unless x is (batch, h, w, c) with h and w that can be halved as often as `field` of the network
-    says, and c_noise is (batch,)."""
+    says, and c_noise is (batch,) or None."""
     if x.ndim != 4:
         raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
-    if c_noise.shape != x.shape[:1]:
+    if c_noise is not None and c_noise.shape != x.shape[:1]:
         raise ValueError(f"c_noise must have shape ({x.shape[0]},), one number an image; got shape {c_noise.shape}")
     factor = 2**halvings
     if x.shape[1] % factor or x.shape[2] % factor:
@@ -44,3 +45,18 @@ def read_conditions(net: Any, cond: Mapping[str, Any] | None, **fields: str) -> 
             without = f" without the field {' or '.join(needed)}" if needed else ""
             raise ValueError(f"cond has {name!r}, which {type(net).__name__}{without} does not read")
     return {name: given.get(name) for name in fields}
+
+
+def with_image(x: jax.Array, image: jax.Array | None, channels: int) -> jax.Array:
+    """x (batch, h, w, c) with the condition image (batch, h, w, channels) after its channels, zeros if it is None.
+    ValueError for an image of another size, or of integers, which are not in the model's range."""
+    if channels == 0:
+        return x
+    wanted = (*x.shape[:3], channels)
+    image = jnp.zeros(wanted, x.dtype) if image is None else jnp.asarray(image)
+    if image.shape != wanted or not jnp.issubdtype(image.dtype, jnp.floating):
+        raise ValueError(
+            f"image must be numbers in the model's range of shape {wanted}, with x's height and width and "
+            f"image_channels; got {image.dtype} of shape {image.shape}"
+        )
+    return jnp.concatenate([x, image.astype(x.dtype)], axis=-1)

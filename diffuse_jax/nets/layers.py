@@ -342,22 +342,33 @@ def check_attention(net: Any) -> None:
     require(net.attention in IMPLEMENTATIONS, "attention", net.attention, f"one of {IMPLEMENTATIONS}")
 
 
-def check_unet(net: Any) -> None:
-    """Raises ValueError for a field that both U-Nets have and that cannot work."""
+def check_levels(net: Any) -> None:
+    """Raises ValueError for a field of a network's levels and of how they compute that cannot work."""
     make_tuple(net, "ch_mult")
     make_tuple(net, "attn_resolutions")
     require(whole(net.nf) and net.nf >= 4, "nf", net.nf, "an integer of at least 4")
     levels_ok = len(net.ch_mult) > 0 and all(whole(m) and m > 0 for m in net.ch_mult)
     require(levels_ok, "ch_mult", net.ch_mult, "a tuple of positive integers, one a level")
-    for field in ("num_res_blocks", "num_scales"):
-        value = getattr(net, field)
-        require(whole(value) and value > 0, field, value, "a positive integer")
+    blocks = net.num_res_blocks
+    require(whole(blocks) and blocks > 0, "num_res_blocks", blocks, "a positive integer")
     heights_ok = all(whole(height) for height in net.attn_resolutions)
     require(heights_ok, "attn_resolutions", net.attn_resolutions, "a tuple of image heights")
     check_probability(net, "dropout")
     require(net.nonlinearity in NONLINEARITIES, "nonlinearity", net.nonlinearity, f"one of {sorted(NONLINEARITIES)}")
-    check_sigmas(net)
-    classes_ok = net.num_classes is None or (whole(net.num_classes) and net.num_classes > 0)
-    require(classes_ok, "num_classes", net.num_classes, "None or a positive integer")
     check_dtype(net)
     check_attention(net)
+
+
+def check_unet(net: Any) -> None:
+    """Raises ValueError for a field that both U-Nets have and that cannot work."""
+    check_levels(net)
+    check_sigmas(net)
+    for field in ("num_scales", "context_length", "context_width", "context_depth"):
+        value = getattr(net, field)
+        require(whole(value) and value > 0, field, value, "a positive integer")
+    classes_ok = net.num_classes is None or (whole(net.num_classes) and net.num_classes > 0)
+    require(classes_ok, "num_classes", net.num_classes, "None or a positive integer")
+    channels, words = net.image_channels, net.vocabulary
+    require(whole(channels) and channels >= 0, "image_channels", channels, "an integer of at least 0")
+    words_ok = whole(words) and words >= 0 and words != 1
+    require(words_ok, "vocabulary", words, "0, or an integer of at least 2, as padding is a token")

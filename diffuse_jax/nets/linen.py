@@ -24,21 +24,22 @@ class LinenNet:
         self,
         params: Any,
         x: jax.Array,
-        c_noise: jax.Array | float,
+        c_noise: jax.Array | float | None = None,
         *,
         cond: Any = None,
         rng: jax.Array | None = None,
         **more: Any,
     ) -> jax.Array:
-        """x (batch, …), c_noise a scalar or (batch,): an array like x.
+        """x (batch, …), c_noise a scalar or (batch,), or None for a module that reads none: what the module gives, an
+        array like x if it is to denoise.
 
         With `rng` the module is in training mode and draws its dropout from it. `cond` reaches the module only where it
         is given, so that a module without conditions need not name it; so do other keywords, such as `augment`.
         """
-        c_noise = jnp.broadcast_to(jnp.asarray(c_noise), x.shape[:1])
+        told = () if c_noise is None else (jnp.broadcast_to(jnp.asarray(c_noise), x.shape[:1]),)
         extra = more if cond is None else {"cond": cond, **more}
         rngs = None if rng is None else {"dropout": rng}
-        y = self.module.apply({"params": params}, x, c_noise, train=rng is not None, rngs=rngs, **extra)
+        y = self.module.apply({"params": params}, x, *told, train=rng is not None, rngs=rngs, **extra)
         return cast(jax.Array, y)
 
     def init(self, key: jax.Array, shape: tuple[int, ...], cond: Mapping[str, Any] | None = None) -> Any:

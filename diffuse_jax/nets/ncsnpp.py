@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffuse_jax.nets.attention import Implementation
-from diffuse_jax.nets.inputs import check_inputs, read_conditions
+from diffuse_jax.nets.inputs import check_inputs, read_conditions, with_image
 from diffuse_jax.nets.layers import (
     Embedding,
     FourierFeatures,
@@ -20,6 +20,7 @@ from diffuse_jax.nets.layers import (
     require,
     sigma_table,
 )
+from diffuse_jax.nets.transformer import token_context
 from diffuse_jax.nets.unet import UNet
 
 _CHOICES = {
@@ -63,6 +64,13 @@ class NCSNpp(nn.Module):
         sigma_max: The largest.
         num_scales: The number of its levels; c_noise is in 0..num_scales − 1.
         num_classes: The number of classes of the condition `label`; None reads none.
+        image_channels: The channels of the condition `image`, of x's height and width, which is put after those of x; 0
+            reads none.
+        vocabulary: The number of words of the condition `tokens`, of which 0 is padding; 0 reads none. A transformer
+            encodes them, and after every attention of the U-Net all pixels look at them.
+        context_length: The most tokens that a row may have.
+        context_width: The width of that transformer.
+        context_depth: The number of its blocks.
         dtype: The type of the convolutions and attention products; parameters, norms, softmax, embeddings and output
             stay float32.
         attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
@@ -96,6 +104,11 @@ class NCSNpp(nn.Module):
     sigma_max: float = 50.0
     num_scales: int = 1000
     num_classes: int | None = None
+    image_channels: int = 0
+    vocabulary: int = 0
+    context_length: int = 64
+    context_width: int = 256
+    context_depth: int = 2
     dtype: Any = jnp.float32
     attention: Implementation = "xla"
     remat: bool = False
@@ -116,13 +129,15 @@ class NCSNpp(nn.Module):
     def __call__(
         self, x: jax.Array, c_noise: jax.Array, cond: Mapping[str, jax.Array] | None = None, *, train: bool = False
     ) -> jax.Array:
-        """x (batch, h, w, c), c_noise (batch,), cond None or {"label": integers (batch,)}: float32 of x's shape.
+        """x (batch, h, w, c), c_noise (batch,), cond None or {"label": integers (batch,), "image": (batch, h, w,
+        image_channels), "tokens": integers (batch, length)} or some of them: float32 of x's shape.
 
-        Label num_classes (or any outside 0..num_classes − 1) means "no label" and equals none given. h and w must be
+        Label num_classes (or any outside 0..num_classes − 1), an image of zeros, and tokens that are all 0 equal none
+        given. The image is in the range of x. h and w must be
         multiples of 2^(levels − 1), else ValueError. With train=True dropout draws from the rng "dropout".
         """
         check_inputs(self, x, c_noise, "ch_mult", len(self.ch_mult) - 1)
-        given = read_conditions(self, cond, label="num_classes")
+        given = read_conditions(self, cond, label="num_classes", image="image_channels", tokens="vocabulary")
         c_noise = c_noise.astype(jnp.float32)
         if self.embedding_type == "fourier":
             # Also made where `conditional` is False, so that the parameters are those of published checkpoints.
@@ -141,6 +156,7 @@ class NCSNpp(nn.Module):
         )
         embed = Embedding(4 * self.nf, style.act, self.num_classes, name="embedding")
         temb = embed(features if self.conditional else None, given["label"], x.shape[0])
+        read = with_image(x, given["image"], self.image_channels)
         h = UNet(
             style,
             self.nf,
@@ -153,6 +169,7 @@ class NCSNpp(nn.Module):
             self.progressive_input,
             self.progressive_combine,
             self.remat,
+            out_channels=x.shape[-1],
             name="unet",
-        )(x if self.centered else 2 * x - 1, temb, train)
+        )(read if self.centered else 2 * read - 1, temb, train, token_context(self, given["tokens"], x.shape[0]))
         return h / sigma[:, None, None, None] if self.scale_by_sigma else h

@@ -4,7 +4,8 @@ Down: at each level num_res_blocks residual blocks, attention after each at the 
 halved. Middle: block, attention, block. Up: at each level num_res_blocks + 1 blocks, each of which also reads one
 saved activation of the way down, then attention once, then the size is doubled. Two pyramids may run beside it (Song
 et al. 2021, arXiv:2011.13456, appendix H): one brings ever smaller copies of the input to the levels on the way down,
-the other gathers the output from the levels on the way up.
+the other gathers the output from the levels on the way up. With a context every attention is followed by one of all
+pixels to the context.
 """
 
 import dataclasses
@@ -26,6 +27,9 @@ from diffuse_jax.nets.layers import (
     norm_act,
     resample,
 )
+from diffuse_jax.nets.transformer import CrossAttention
+
+Context = tuple[jax.Array, jax.Array]  # (batch, m, k) and its mask (batch, m)
 
 
 class UNet(nn.Module):
@@ -42,17 +46,18 @@ class UNet(nn.Module):
     progressive_input: Literal["none", "input_skip", "residual"] = "none"
     progressive_combine: Literal["sum", "cat"] = "sum"
     remat: bool = False
+    out_channels: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array | None, train: bool) -> jax.Array:
-        """x (batch, h, w, c), temb (batch, k) or None: float32 (batch, h, w, c)."""
+    def __call__(self, x: jax.Array, temb: jax.Array | None, train: bool, context: Context | None = None) -> jax.Array:
+        """x (batch, h, w, c), temb (batch, k) or None: float32 (batch, h, w, out_channels), of x by default."""
         seed = dropout_seed(self.make_rng("dropout")) if train and self.style.dropout else None
-        saved = self._down(x, temb, seed)
+        saved = self._down(x, temb, seed, context)
         h = saved[-1]
         h = self._block(h, temb, seed, h.shape[-1], "middle_block_0")
-        h = Attention(self.style, name="middle_attention")(h)
+        h = self._attend(h, context, "middle_attention")
         h = self._block(h, temb, seed, h.shape[-1], "middle_block_1")
-        return self._up(h, saved, temb, seed, x.shape[-1])
+        return self._up(h, saved, temb, seed, context, self.out_channels or x.shape[-1])
 
     @nn.nowrap
     def _block(
@@ -70,6 +75,11 @@ class UNet(nn.Module):
         )
 
     @nn.nowrap
+    def _attend(self, h: jax.Array, context: Context | None, name: str) -> jax.Array:
+        h = Attention(self.style, name=name)(h)
+        return h if context is None else CrossAttention(self.style, name=f"{name}_tokens")(h, *context)
+
+    @nn.nowrap
     def _resample(
         self, h: jax.Array, temb: jax.Array | None, seed: jax.Array | None, direction: Literal["up", "down"], name: str
     ) -> jax.Array:
@@ -81,7 +91,9 @@ class UNet(nn.Module):
         return resample(h, self.style, direction)
 
     @nn.nowrap
-    def _down(self, x: jax.Array, temb: jax.Array | None, seed: jax.Array | None) -> list[jax.Array]:
+    def _down(
+        self, x: jax.Array, temb: jax.Array | None, seed: jax.Array | None, context: Context | None
+    ) -> list[jax.Array]:
         """All activations that the way up reads, the last being the trunk's."""
         style, pyramid = self.style, x
         h = conv(self.nf, style.dtype, "in_conv")(x)
@@ -90,7 +102,7 @@ class UNet(nn.Module):
             for i in range(self.num_res_blocks):
                 h = self._block(h, temb, seed, self.nf * mult, f"down_{level}_block_{i}")
                 if h.shape[1] in self.attn_resolutions:
-                    h = Attention(style, name=f"down_{level}_attention_{i}")(h)
+                    h = self._attend(h, context, f"down_{level}_attention_{i}")
                 saved.append(h)
             if level == len(self.ch_mult) - 1:
                 break
@@ -106,7 +118,13 @@ class UNet(nn.Module):
 
     @nn.nowrap
     def _up(
-        self, h: jax.Array, saved: list[jax.Array], temb: jax.Array | None, seed: jax.Array | None, channels: int
+        self,
+        h: jax.Array,
+        saved: list[jax.Array],
+        temb: jax.Array | None,
+        seed: jax.Array | None,
+        context: Context | None,
+        channels: int,
     ) -> jax.Array:
         """From the trunk at the smallest size to the image, using up `saved` from its end."""
         style, pyramid, deepest = self.style, h, len(self.ch_mult) - 1
@@ -115,7 +133,7 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, saved.pop()], axis=-1)
                 h = self._block(h, temb, seed, self.nf * self.ch_mult[level], f"up_{level}_block_{i}")
             if h.shape[1] in self.attn_resolutions:
-                h = Attention(style, name=f"up_{level}_attention")(h)
+                h = self._attend(h, context, f"up_{level}_attention")
             if self.progressive == "output_skip":
                 image = self._image(h, channels, f"up_{level}_out")
                 pyramid = image if level == deepest else resample(pyramid, style, "up") + image

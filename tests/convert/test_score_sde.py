@@ -275,6 +275,7 @@ def test_an_exported_state_is_the_one_that_was_read_name_by_name(name):
     ("module", "shape", "message"),
     [
         (NCSNpp(num_classes=10), (32, 32, 3), "num_classes must be None"),
+        (DDPM(image_channels=3), (32, 32, 3), "image_channels must be 0"),
         (NCSNpp(), (32, 64, 3), "image_shape must be square"),
         (NCSNv2(), (32, 32, 3), "module must be an NCSNpp or a DDPM; got NCSNv2"),
         (MLP(), (2, 2, 3), "module must be an NCSNpp or a DDPM; got MLP"),
