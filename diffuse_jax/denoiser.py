@@ -239,7 +239,7 @@ class OnProcess:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         scale = jnp.hypot(own.alpha(own_t), own.sigma(own_t)) / jnp.hypot(alpha, sigma)
         x0, eps = self.denoise(expand(scale, x) * x, own_t, cond)
-        # x = α·x0 + σ·eps to rounding, and where its own range of log-SNR ends: the member that is divided by the
+        # x = α·x0 + σ·eps to rounding, and where its own range of log-SNR ends: the component that is divided by the
         # greater factor follows from the other.
         alpha, sigma = expand(alpha, x), expand(sigma, x)
         return Denoised(

@@ -2,7 +2,7 @@
 from t_min to T.
 
 The density is that of x(t_min) under the process's own prior at the end of its time grids (T, or t_max where the
-process states one). Each sample is integrated to its own tolerance, so its value does not depend on its batch-mates.
+process defines one). Each sample is integrated to its own tolerance, so its value does not depend on its batch-mates.
 """
 
 import functools

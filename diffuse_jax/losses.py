@@ -4,7 +4,7 @@
 The pieces are separate so that they compose: draw unit numbers u, `stratify` them over the batch or not, turn them into
 times with their density, and take the loss of each sample at its time. Any reduction can be made of the per-sample
 values; an average of loss/density is the integral over time whichever way the times were drawn, except where their law
-is itself the weighting that an objective states (`log_normal_times`): then the density is 1.
+is itself the weighting that an objective defines (`log_normal_times`): then the density is 1.
 """
 
 import functools
