@@ -72,7 +72,7 @@ def sample_keys(seed: Any, n: int, *, first: Any = 0) -> Array:
         first: The number of the first sample.
 
     Returns:
-        Keys (n,): that of sample i is a function of the seed and i alone.
+        Keys (n,), that of sample i a function of the seed and i alone.
 
     Raises:
         TypeError: For a seed that is neither.

@@ -78,7 +78,7 @@ def from_diffusers(params: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
             nothing.
 
     Returns:
-        The network, and its variables {"params": …}.
+        The network, and its variables with the parameters under "params".
 
     Raises:
         ConversionError: Names options that cannot be carried over, and lists all missing, unknown and misshapen
@@ -113,6 +113,14 @@ def diffusers_process(
 ) -> dict[str, Any]:
     """What config.json and scheduler_config.json of a pipeline say of its training, under this library's names.
 
+        "sde"                {"name": "ddpm", "num_scales", "beta_min", "beta_max"}: a table of β that is linear from
+                             beta_min/num_scales to beta_max/num_scales; {"name": "ddpm", "num_scales", "betas"}: any,
+                             an array (num_scales,); or {"name": "ve", "sigma_min", "sigma_max"}
+        "parameterization"   {"name": "noise", "x0", "v" or "score", "c_noise": "index" or "sigma"}
+        "shape"              (h, w, c) of a sample, or None if the network does not say
+        "num_classes"        an integer or None
+        "centered"           False where the network maps samples in [0, 1] to [−1, 1] itself
+
     Clipping and thresholding of predictions, spacings of time and kinds of variance belong to sampling there and are
     not carried over.
 
@@ -122,12 +130,7 @@ def diffusers_process(
             to 1348 with time_embedding_type "fourier", DDPM's linear table else.
 
     Returns:
-        "sde": {"name": "ddpm", "num_scales", "beta_min", "beta_max"}, whose table of β is linear from
-            beta_min/num_scales to beta_max/num_scales; another table is {"name": "ddpm", "num_scales", "betas"} with an
-            array (num_scales,); or {"name": "ve", "sigma_min", "sigma_max"}. "parameterization": {"name": "noise",
-            "x0", "v" or "score", "c_noise": "index" or "sigma"}. "shape": (h, w, c) of a sample, or None if the network
-            does not say; "num_classes": an integer or None; "centered": False where the network maps samples in [0, 1]
-            to [−1, 1] itself.
+        The fields above.
 
     Raises:
         ConversionError: For a scheduler of another process, or an option that changes what was learned.

@@ -77,7 +77,7 @@ def from_edm(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[nn.M
             `class_name`, or `precond`, names the preconditioner: with iDDPM's, networks have two outputs a channel.
 
     Returns:
-        The network, and its variables {"params": …}.
+        The network, and its variables with the parameters under "params".
 
     Raises:
         ConversionError: For options that are missing, unknown or of no use, and for every name that is missing, unknown

@@ -114,7 +114,7 @@ def from_score_sde(params: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
         config: The options as in `network_of`, with image_size.
 
     Returns:
-        The network, and its variables {"params": …}.
+        The network, and its variables with the parameters under "params".
 
     Raises:
         ConversionError: As those two do.
