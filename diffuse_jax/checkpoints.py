@@ -38,13 +38,20 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints in `directory`, which may be empty or absent; a context manager that closes itself.
+    """The checkpoints in a directory; a context manager that closes itself.
 
-    The writer makes the directory, removes what a killed writer left half done, and keeps the latest `keep` steps and
-    every multiple of `keep_every`; a step is only removed when a later one is whole, or when it is itself saved anew.
-    With `read_only` (sampling, evaluation) nothing on disk is made or removed, and a training run may go on writing
-    meanwhile. Of several processes all call `save`, `wait`, `close` and `restore`. ValueError where `keep` or
-    `keep_every` is less than 1.
+    The writer makes the directory and removes what a killed writer left half done; a step is only removed when a later
+    one is whole, or when it is itself saved anew. Of several processes all call `save`, `wait`, `close` and `restore`.
+
+    Args:
+        directory: The directory, which may be empty or absent.
+        keep: The number of latest steps that are kept.
+        keep_every: Every multiple of it is kept too; None keeps no more.
+        read_only: For sampling and evaluation: nothing on disk is made or removed, and a training run may go on writing
+            meanwhile.
+
+    Raises:
+        ValueError: Where `keep` or `keep_every` is less than 1.
     """
 
     def __init__(
@@ -81,10 +88,16 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any) -> None:
-        """Starts to write `state` as `step` in the background, and returns when its arrays may be donated.
+        """Starts to write a state in the background, and returns when its arrays may be donated. It first waits for the
+        save before.
 
-        It first waits for the save before. A step that exists is replaced. OSError, naming the folder, where this save
-        or the one before cannot be written; CheckpointError on a read-only object.
+        Args:
+            step: The number of the step; one that exists is replaced.
+            state: A tree of arrays.
+
+        Raises:
+            OSError: Names the folder, where this save or the one before cannot be written.
+            CheckpointError: On a read-only object.
         """
         if self._read_only:
             raise CheckpointError(f"{self.directory} was opened read-only; open it with read_only=False to save")
@@ -146,19 +159,42 @@ class Checkpoints:
             self._finish()
 
     def restore(self, abstract: Any, step: int | None = None, sharding: Any = None) -> Any:
-        """The state stored at `step` (default: the latest), in the structure, shapes and dtypes of `abstract`.
+        """The state stored at a step.
 
-        `abstract` is a tree of arrays or `jax.ShapeDtypeStruct`, as `jax.eval_shape` gives it; the arrays are placed by
-        `sharding`, one for all or a tree of them, or by the sharding of each leaf, or on this process's first device.
         How many devices and processes wrote the state, and how it was split over them, does not matter.
-        CheckpointError, naming the first leaf that differs, where the stored tree is another; naming the file, and the
-        latest step that is whole, where the step is damaged; and where the directory, the step or any checkpoint at all
-        is missing, with the steps that exist.
+
+        Args:
+            abstract: The structure, shapes and dtypes: a tree of arrays or `jax.ShapeDtypeStruct`, as `jax.eval_shape`
+                gives it.
+            step: The step; None is the latest.
+            sharding: Where the arrays are placed, one for all or a tree of them; None is the sharding of each leaf of
+                `abstract`, or this process's first device.
+
+        Returns:
+            The state, in the structure of `abstract`.
+
+        Raises:
+            CheckpointError: Names the first leaf that differs, where the stored tree is another; the file, and the
+                latest step that is whole, where the step is damaged; and the steps that exist, where the directory, the
+                step or any checkpoint at all is missing.
         """
         return self._restore(abstract, step, sharding, part=None)
 
     def restore_part(self, part: str, abstract: Any, step: int | None = None, sharding: Any = None) -> Any:
-        """One field of the stored state, such as "ema" or "params", and no more of it; otherwise as `restore`."""
+        """One field of the stored state, and no more of it.
+
+        Args:
+            part: The name of the field, such as "ema" or "params".
+            abstract: The structure, shapes and dtypes of the field, as in `restore`.
+            step: The step; None is the latest.
+            sharding: Where the arrays are placed, as in `restore`.
+
+        Returns:
+            The field, in the structure of `abstract`.
+
+        Raises:
+            CheckpointError: As `restore` does.
+        """
         placed = None if sharding is None else {part: sharding}
         return self._restore({part: abstract}, step, placed, part=part)[part]
 

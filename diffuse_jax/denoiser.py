@@ -40,8 +40,9 @@ class Denoised(NamedTuple):
 
 
 class Denoiser(Protocol):
-    """Any pytree with a process and this call: x (batch, …), t a scalar or (batch,), cond a pytree whose leaves lead
-    with batch."""
+    """Any pytree with a process and this call, which returns the `Denoised` of x (batch, …) at t, a scalar or (batch,),
+    under cond, a pytree whose leaves lead with batch.
+    """
 
     @property
     def sde(self) -> SDE: ...
@@ -50,7 +51,17 @@ class Denoiser(Protocol):
 
 
 def score_of(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
-    """∇ log p_t(x) = −eps/σ, shaped like x."""
+    """The score ∇ log p_t(x) = −eps/σ.
+
+    Args:
+        denoise: The denoiser.
+        x: States (batch, …).
+        t: Their time, a scalar or (batch,).
+        cond: The condition of each sample, a pytree whose leaves lead with batch.
+
+    Returns:
+        The score, shaped like x.
+    """
     return -denoise(x, t, cond).eps / expand(denoise.sde.sigma(t), x)
 
 
@@ -66,12 +77,22 @@ def _shaped_like(x: Array, value: Any, what: str) -> Array:
 
 @pytree
 class NetworkDenoiser:
-    """The denoiser of a network `net(params, x, c_noise, *, cond, rng) -> F`, any callable with F shaped like x (batch,
-    …), but for a parameterization whose `output` takes a part.
+    """The denoiser of a network.
 
-    `cond` and `rng` are passed only where present; `rng` turns on dropout. `shape` is that of one sample, where it is
-    known, so that sampling can start from the prior. `net`, `parameterization` and `shape` are static and compared by
-    value; `params` may be None. A call raises ValueError where F has another shape.
+    `net`, `parameterization` and `shape` are static and compared by value. A call raises ValueError where F has another
+    shape than x.
+
+    Args:
+        sde: The process that the network knows.
+        params: Its parameters, which may be None.
+        net: `net(params, x, c_noise, *, cond, rng) -> F`, any callable with F shaped like x (batch, …), but for a
+            parameterization whose `output` takes a part. `cond` and `rng` are passed only where present; `rng` turns on
+            dropout.
+        parameterization: What F means.
+        shape: The shape of one sample, where it is known, so that sampling can start from the prior.
+
+    Raises:
+        TypeError: For a net that is no function, and a parameterization that is none.
     """
 
     sde: SDE
@@ -91,7 +112,20 @@ class NetworkDenoiser:
             raise TypeError(f"parameterization={given} must be a Parameterization, such as parameterizations.noise")
 
     def raw(self, x: Array, t: Any, cond: Any = None, rng: Array | None = None) -> Array:
-        """F for x (batch, …) at t, a scalar or (batch,)."""
+        """The network's output F.
+
+        Args:
+            x: States (batch, …).
+            t: Their time, a scalar or (batch,).
+            cond: The condition of each sample; None is not passed on.
+            rng: The key of the dropout; None turns it off.
+
+        Returns:
+            F, shaped like x.
+
+        Raises:
+            ValueError: Where F has another shape.
+        """
         c_noise = jnp.broadcast_to(self.parameterization.c_noise(self.sde, t), x.shape[:1])
         present = {name: value for name, value in (("cond", cond), ("rng", rng)) if value is not None}
         scaled = expand(self.parameterization.scale(self.sde, t), x) * x
@@ -104,7 +138,21 @@ class NetworkDenoiser:
         return Denoised(a * x + b * raw, c * x + d * raw)
 
     def eps_error(self, x0: Array, eps: Array, t: Any, cond: Any = None, rng: Array | None = None) -> Array:
-        """eps − eps(x, t) at x = α·x0 + σ·eps, as d·(F − target): what denoising score matching squares."""
+        """eps − eps(x, t) at x = α·x0 + σ·eps, as d·(target − F): what denoising score matching squares.
+
+        Args:
+            x0: Data (batch, …).
+            eps: Standard normal, shaped like x0.
+            t: Times, a scalar or (batch,).
+            cond: The condition of each sample; None is not passed on.
+            rng: The key of the dropout; None turns it off.
+
+        Returns:
+            The error, shaped like x0.
+
+        Raises:
+            ValueError: Where F has another shape than x0.
+        """
         raw = self.raw(self.sde.perturb(x0, t, eps), t, cond, rng)
         d = expand(self.parameterization.coefficients(self.sde, t)[3], x0)
         return d * (self.parameterization.target(self.sde, x0, eps, expand(t, x0)) - raw)
@@ -112,7 +160,13 @@ class NetworkDenoiser:
 
 @pytree
 class ScoreDenoiser:
-    """The denoiser of a score, x0 = (x + σ²·score)/α and eps = −σ·score; made by `from_score`."""
+    """The denoiser of a score, x0 = (x + σ²·score)/α and eps = −σ·score; made by `from_score`.
+
+    Args:
+        sde: The process.
+        score: `score(x, t)`, or `score(x, t, cond)` where there is a condition, shaped like x (batch, …).
+        shape: The shape of one sample, where it is known.
+    """
 
     sde: SDE
     score: Any
@@ -126,11 +180,21 @@ class ScoreDenoiser:
 
 
 def from_score(sde: SDE, score: Callable[..., Array], shape: tuple[int, ...] | None = None) -> ScoreDenoiser:
-    """The denoiser of a hand-written `score(x, t)`, or `score(x, t, cond)`, shaped like x (batch, …); `shape` is that
-    of one sample. A call raises ValueError where the score has another shape than x.
+    """The denoiser of a hand-written score. A call raises ValueError where the score has another shape than x.
 
     A plain function is compared by identity under jit; `jax.tree_util.Partial(function, arrays)` keeps its arrays as
-    leaves. TypeError for what is no process or no function.
+    leaves.
+
+    Args:
+        sde: The process.
+        score: `score(x, t)`, or `score(x, t, cond)` where there is a condition, shaped like x (batch, …).
+        shape: The shape of one sample, so that sampling can start from the prior.
+
+    Returns:
+        The denoiser.
+
+    Raises:
+        TypeError: For an sde that is no process, or a score that is no function.
     """
     check_process(sde)
     if not callable(score):
@@ -162,7 +226,7 @@ class Conditioned:
 
 @pytree
 class OnProcess:
-    """A denoiser stated on another process than its own; made by `on_process`."""
+    """A denoiser carried over to another process than its own; made by `on_process`."""
 
     denoise: Denoiser
     sde: SDE
@@ -177,7 +241,7 @@ class OnProcess:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         scale = jnp.hypot(own.alpha(own_t), own.sigma(own_t)) / jnp.hypot(alpha, sigma)
         x0, eps = self.denoise(expand(scale, x) * x, own_t, cond)
-        # x = α·x0 + σ·eps to rounding, and where its own range of log-SNR ends: the member that is divided by the
+        # x = α·x0 + σ·eps to rounding, and where its own range of log-SNR ends: the component that is divided by the
         # greater factor follows from the other.
         alpha, sigma = expand(alpha, x), expand(sigma, x)
         return Denoised(
@@ -191,8 +255,17 @@ def on_process(denoise: Denoiser, sde: SDE) -> OnProcess:
     its own process at the time of equal log-SNR, but for a factor √(α² + σ²) (2206.00364, §2).
 
     So any solver and grid of one process serves networks of another. Where log-SNR leaves the range of the denoiser's
-    own process it is asked at the end of its time. The result keeps `shape`. TypeError for
-    what is no denoiser or no process.
+    own process it is asked at the end of its time. The result keeps `shape`.
+
+    Args:
+        denoise: The denoiser.
+        sde: The process on which it is wanted.
+
+    Returns:
+        A denoiser whose process is `sde`.
+
+    Raises:
+        TypeError: For what is no denoiser or no process.
     """
     check_denoiser(denoise)
     check_process(sde)

@@ -2,7 +2,7 @@
 from t_min to T.
 
 The density is that of x(t_min) under the process's own prior at the end of its time grids (T, or t_max where the
-process states one). Each sample is integrated to its own tolerance, so its value does not depend on its batch-mates.
+process defines one). Each sample is integrated to its own tolerance, so its value does not depend on its batch-mates.
 """
 
 import functools
@@ -45,11 +45,16 @@ Trace = Callable[[Field, Array, Array | None], tuple[Array, Array]]
 
 
 class LogProb(NamedTuple):
-    """log p in nats, its standard error from the estimate of the trace, the flow's end x(T), the evaluations that each
-    sample took, and whether it met the bound on them before the end; the latent (batch, …), the others (batch,).
-
-    The error is 0 for an exact trace, and NaN for a single probe, which cannot tell; all is NaN for an exhausted
+    """log p of each sample and what it cost; the latent (batch, …), the others (batch,). All is NaN for an exhausted
     sample.
+
+    Args:
+        log_prob: log p in nats.
+        error: Its standard error from the estimate of the trace: 0 for an exact one, NaN for a single probe, which
+            cannot tell.
+        latent: The flow's end x(T).
+        evaluations: The evaluations that each sample took.
+        exhausted: Whether it met the bound on them before the end.
     """
 
     log_prob: Array
@@ -60,8 +65,16 @@ class LogProb(NamedTuple):
 
 
 def exact_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Array]:
-    """field(x) and its exact divergence (), at one sample x, from as many derivatives as x has entries; the probes are
-    not used."""
+    """The exact divergence of a field at one sample, from as many derivatives as the sample has entries.
+
+    Args:
+        field: The vector field, mapping one sample to an array like it.
+        x: One sample (…).
+        probes: Not read; may be None.
+
+    Returns:
+        field(x), and its divergence, a number ().
+    """
     value, derivative = jax.linearize(field, x)
     entries = jnp.arange(x.size)
 
@@ -73,10 +86,21 @@ def exact_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Ar
 
 
 def hutchinson_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Array]:
-    """field(x) and the estimates vᵀ·J·v (k,) of its divergence, with random signs v = sign(probes) (k, …): unbiased,
-    exact where J is diagonal (Hutchinson 1990).
+    """Estimates vᵀ·J·v of the divergence with random signs v = sign(probes): unbiased, exact where the Jacobian J is
+    diagonal (Hutchinson 1990).
 
-    The estimate has the variance 2·Σ_{i≠j} S_ij², S the symmetric part of J. Raises ValueError without probes.
+    An estimate has the variance 2·Σ_{i≠j} S_ij², S the symmetric part of J.
+
+    Args:
+        field: The vector field, mapping one sample to an array like it.
+        x: One sample (…).
+        probes: Standard normal draws (k, …).
+
+    Returns:
+        field(x), and an estimate for each probe, (k,).
+
+    Raises:
+        ValueError: Without probes.
     """
     v = jnp.where(_given(probes, "hutchinson_trace") < 0, -1.0, 1.0).astype(x.dtype)
     return _quadratic_forms(field, x, v)
@@ -84,7 +108,19 @@ def hutchinson_trace(field: Field, x: Array, probes: Array | None) -> tuple[Arra
 
 def gaussian_trace(field: Field, x: Array, probes: Array | None) -> tuple[Array, Array]:
     """`hutchinson_trace` with the standard normal probes themselves: the variance is 2·Σ_ij S_ij², never the smaller
-    one, and does not depend on the basis in which x is written. Raises ValueError without probes."""
+    one, and does not depend on the basis in which x is written.
+
+    Args:
+        field: The vector field, mapping one sample to an array like it.
+        x: One sample (…).
+        probes: Standard normal draws (k, …).
+
+    Returns:
+        field(x), and an estimate for each probe, (k,).
+
+    Raises:
+        ValueError: Without probes.
+    """
     return _quadratic_forms(field, x, _given(probes, "gaussian_trace"))
 
 
@@ -226,10 +262,20 @@ def dequantize(x: Array, u: Array, *, levels: int = 256, range: tuple[float, flo
 def nats_to_bits_per_dim(
     log_prob: Array, dims: int, *, levels: int | None = 256, range: tuple[float, float] = (-1.0, 1.0)
 ) -> Array:
-    """Bits a dimension of data with `levels` values, given the log density of the data dequantized over `range`.
+    """Bits a dimension, −log p/(dims·ln 2) + log2(levels/(hi − lo)), given the log density of the data dequantized over
+    `range`.
 
-    −log p/(dims·ln 2) + log2(levels/(hi − lo)): an offset of 7 for 256 levels in [−1, 1], of 8 for [0, 1]. With levels
-    = None there are no cells and no offset: for a density as it is, or a log probability of discrete data (`elbo`).
+    The offset is 7 for 256 levels in [−1, 1], and 8 for [0, 1].
+
+    Args:
+        log_prob: log p in nats, of any shape.
+        dims: The number of dimensions of a sample.
+        levels: The number of values that an entry may have; None has no cells and no offset, for a density as it is, or
+            a log probability of discrete data (`elbo`).
+        range: The smallest and the largest of them, (lo, hi).
+
+    Returns:
+        Bits a dimension, shaped like log_prob.
     """
     low, high = range
     bits = -log_prob / (dims * np.log(2))

@@ -4,7 +4,7 @@
 The pieces are separate so that they compose: draw unit numbers u, `stratify` them over the batch or not, turn them into
 times with their density, and take the loss of each sample at its time. Any reduction can be made of the per-sample
 values; an average of loss/density is the integral over time whichever way the times were drawn, except where their law
-is itself the weighting that an objective states (`log_normal_times`): then the density is 1.
+is itself the weighting that an objective defines (`log_normal_times`): then the density is 1.
 """
 
 import functools
@@ -67,30 +67,65 @@ def denoising_score_matching(
     cond: Any = None,
     rng: Array | None = None,
 ) -> Array:
-    """weight(t)·‖score + eps/σ‖² of each sample, summed over its dimensions: shape (batch,).
+    """weight(t)·‖score + eps/σ‖² of each sample, summed over its dimensions.
 
-    `x0` and `eps` are (batch, …), `t` is (batch,); `cond` goes to the network, and `rng` turns on its dropout.
+    Args:
+        denoise: The network's denoiser.
+        x0: Data (batch, …).
+        eps: Standard normal, shaped like x0.
+        t: Times (batch,).
+        weight: `weight(sde, t)`, such as `sigma_squared`, `g_squared` or `edm_weight()`.
+        cond: The condition of each sample, given to the network; None is not passed on.
+        rng: The key of the network's dropout; None turns it off.
+
+    Returns:
+        The loss of each sample, (batch,).
     """
     square = row_sums(jnp.square(denoise.eps_error(x0, eps, t, cond, rng)))
     return weight(denoise.sde, t) / jnp.square(denoise.sde.sigma(t)) * square
 
 
 def stratify(u: Array, index: Array, total: int) -> Array:
-    """Unit numbers u (batch,) moved into the `total` equal cells of [0, 1), row `index` (batch,) of the global batch
-    into cell index."""
+    """Unit numbers moved into equal cells of [0, 1), one cell for each row of the global batch.
+
+    Args:
+        u: Numbers in [0, 1), (batch,).
+        index: The position of each row in the global batch, (batch,), which is the number of its cell.
+        total: The number of cells: the size of the global batch.
+
+    Returns:
+        (index + u)/total, (batch,).
+    """
     return (index + u) / total
 
 
 def uniform_times(u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Array]:
-    """Times t_min + (t_max − t_min)·u, t_max being where the process's grids start (T, unless it states one), and their
-    density relative to the uniform one, which is 1; both (batch,)."""
+    """Times t_min + (t_max − t_min)·u, of density 1, t_max being where the process's grids start (T, unless it defines
+    one).
+
+    Args:
+        u: Numbers in [0, 1), (batch,).
+        sde: The process.
+        t_min: The smallest time.
+
+    Returns:
+        The times and their density relative to the uniform one, both (batch,).
+    """
     return t_min + (sde.t_start - t_min) * u, jnp.ones_like(u)
 
 
 def importance_times(u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Array]:
-    """Times with density ∝ g²/σ² on [t_min, t_max] and that density relative to the uniform one; both (batch,).
+    """Times with density ∝ g²/σ² on [t_min, t_max], t_max being where the process's grids start.
 
     g²/σ² = −d log_snr/dt, so these are the times of a uniform log-SNR (Song et al., 2101.09258, §5.1).
+
+    Args:
+        u: Numbers in [0, 1), (batch,).
+        sde: The process.
+        t_min: The smallest time.
+
+    Returns:
+        The times and their density relative to the uniform one, both (batch,).
     """
     t_max = sde.t_start
     first, last = sde.log_snr(jnp.asarray([t_min, t_max]))
@@ -99,20 +134,41 @@ def importance_times(u: Array, sde: SDE, t_min: float = 1e-5) -> tuple[Array, Ar
 
 
 def table_times(u: Array, sde: Any, t_min: float = 1e-5) -> tuple[Array, Array]:
-    """Times of a process of a table (`DiscreteVP`, `DiscreteVE`), each entry as probable as another, and their density,
-    1; both (batch,). TypeError for another process."""
+    """Times of a process of a table, each entry as probable as another: their density is 1.
+
+    Args:
+        u: Numbers in [0, 1), (batch,).
+        sde: A process of a table, `DiscreteVP` or `DiscreteVE`.
+        t_min: The smallest time; not read, since the table has its own first.
+
+    Returns:
+        The times and their density relative to the uniform one, both (batch,).
+
+    Raises:
+        TypeError: For another process.
+    """
     if not hasattr(sde, "table_times"):
         raise TypeError(f"sde={sde!r} must be a process of a table, DiscreteVP or DiscreteVE")
     return sde.table_times()[jnp.minimum((u * sde.N).astype(jnp.int32), sde.N - 1)], jnp.ones_like(u)
 
 
 def log_normal_times(p_mean: float = -1.2, p_std: float = 1.2) -> Callable[..., tuple[Array, Array]]:
-    """EDM's draw (2206.00364, table 1), as a function (u, sde, t_min) -> (times, density) like `uniform_times`: the
-    quantiles u of log(σ/α) ~ N(p_mean, p_std²), truncated to what the process has on [t_min, t_max].
+    """EDM's draw of times (2206.00364, table 1): log(σ/α) ~ N(p_mean, p_std²), truncated to what the process has on
+    [t_min, t_max].
 
-    EDM states its objective as an expectation over this law: the draw is the weighting, and nothing is divided by it.
+    EDM defines its objective as an expectation over this law: the draw is the weighting, and nothing is divided by it.
     So the density, relative to that law, is 1. On `sde.EDM()` the truncation to σ in [0.002, 80] leaves out 2e-5 of the
-    law. ValueError unless p_mean is finite and p_std positive and finite.
+    law.
+
+    Args:
+        p_mean: The mean of log(σ/α), finite.
+        p_std: Its standard deviation, positive and finite.
+
+    Returns:
+        A function (u, sde, t_min) -> (times, density) like `uniform_times`, the times being the quantiles u of the law.
+
+    Raises:
+        ValueError: For other numbers.
     """
     if not math.isfinite(p_mean):
         raise ValueError(f"p_mean={p_mean} must be finite: it is the mean of log(σ/α)")

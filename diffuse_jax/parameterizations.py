@@ -97,12 +97,15 @@ def _whole(raw: Array, x: Array) -> Array:
 
 
 class Parameterization(NamedTuple):
-    """What a network's output F means. Pure functions, compared by identity; write your own by stating the first two.
+    """What a network's output F means. Pure functions, compared by identity; write your own by defining the first two.
 
-    `coefficients(sde, t) -> (a, b, c, d)` with x0 = a·x + b·F and eps = c·x + d·F; `target(sde, x0, eps, t)` is the F
-    that a perfect network would give for x = α·x0 + σ·eps (t broadcastable to x0); `c_noise(sde, t)` is the time as
-    the network reads it, `scale(sde, t)` the factor on the x that it reads, and `output(raw, x)` what of its raw output
-    is F.
+    Args:
+        coefficients: `coefficients(sde, t) -> (a, b, c, d)` with x0 = a·x + b·F and eps = c·x + d·F.
+        target: `target(sde, x0, eps, t)` is the F that a perfect network would give for x = α·x0 + σ·eps; t broadcasts
+            to x0.
+        c_noise: `c_noise(sde, t)` is the time as the network reads it.
+        scale: `scale(sde, t)` is the factor on the x that it reads.
+        output: `output(raw, x)` is what of its raw output is F.
     """
 
     coefficients: Callable[[SDE, Any], tuple[Any, Any, Any, Any]]

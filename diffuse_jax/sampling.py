@@ -48,8 +48,14 @@ __all__ = [
 
 
 class Solution(NamedTuple):
-    """The end of a solve: the last state, its mean (without the last step's noise), the solver's memory, and the path
-    (N + 1, batch, …) or None."""
+    """The end of a solve.
+
+    Args:
+        x: The last state (batch, …).
+        mean: Its mean, without the noise of the last step, (batch, …).
+        memory: What the solver remembers.
+        path: The states along the grid, the start first, (N + 1, batch, …); None where they were not asked for.
+    """
 
     x: Array
     mean: Array
@@ -66,7 +72,7 @@ def sample_keys(seed: Any, n: int, *, first: Any = 0) -> Array:
         first: The number of the first sample.
 
     Returns:
-        Keys (n,): that of sample i is a function of the seed and i alone.
+        Keys (n,), that of sample i a function of the seed and i alone.
 
     Raises:
         TypeError: For a seed that is neither.
@@ -78,7 +84,13 @@ def sample_keys(seed: Any, n: int, *, first: Any = 0) -> Array:
 
 
 class Span(NamedTuple):
-    """A step's times, and the process that is sampled."""
+    """A step's times, and the process that is sampled.
+
+    Args:
+        t: The time at which the step begins.
+        s: The time at which it ends.
+        sde: The process.
+    """
 
     t: Any
     s: Any
@@ -90,8 +102,17 @@ NoiseSource = Callable[[Any, Any, Array, Span], Noise]
 
 
 def keyed_noise(keys: Array, stream: Any, x: Array, span: Span | None = None) -> Noise:
-    """The draws of a step: `noise(i)` is standard normal, shaped like x (batch, …), each row from its own key of `keys`
-    (batch,) and the step's stream, whatever its times."""
+    """The draws of a step, standard normal, each row from its own key and the step's stream, whatever its times.
+
+    Args:
+        keys: Keys (batch,), one a row.
+        stream: The number of the stream: 0 is the prior's, k + 1 that of step k.
+        x: An array (batch, …) of the shape and type of a draw.
+        span: The step's times, which are not read.
+
+    Returns:
+        `noise`, of which noise(i) is the i-th draw of the step, shaped like x.
+    """
 
     def draw(i: Any) -> Array:
         def one(key: Array) -> Array:
@@ -110,12 +131,21 @@ _SHORTEST = 4 * 2.0**-_CLOCK_BITS
 
 
 def brownian_noise(keys: Array, stream: Any, x: Array, span: Span) -> Noise:
-    """The draws of a step as increments of Brownian motions, divided by their deviation: `noise(i)` is W_i(s) − W_i(t)
-    over √(the time between), time being log-SNR, and W_i one path for each key of `keys` and each i.
+    """The draws of a step as increments of Brownian motions, divided by their deviation: (W_i(s) − W_i(t))/√(the time
+    between), time being log-SNR, and W_i one path for each key and each i.
 
     Standard normal and independent between steps, as `keyed_noise`; but a finer grid refines the same paths, so the
-    number of steps changes an image only by the solver's own error, for solvers that draw once a step (noise(0)).
-    A step of less than 1/400 in log-SNR draws from its key instead. Costs some 40 normal draws the size of x for one.
+    number of steps changes an image only by the solver's own error, for solvers that draw once a step (noise(0)). A
+    step of less than 1/400 in log-SNR draws from its key instead. Costs some 40 normal draws the size of x for one.
+
+    Args:
+        keys: Keys (batch,), one a row.
+        stream: The number of the step's stream, for steps too short for the path.
+        x: An array (batch, …) of the shape and type of a draw.
+        span: The step's times and the process.
+
+    Returns:
+        `noise`, of which noise(i) is the i-th draw of the step, shaped like x.
     """
 
     def clock(t: Any) -> Array:
@@ -235,8 +265,16 @@ def _solve(
 
 
 def count_evaluations(solver: Solver, times: Array, memory: Any) -> Array:
-    """The evaluations of the denoiser in a solve along `times` that ended with `memory`: a number, or one a sample
-    (batch,) where the solver counts for itself; NaN where it states none."""
+    """The evaluations of the denoiser in a solve.
+
+    Args:
+        solver: The solver.
+        times: The grid (N + 1,).
+        memory: The memory with which the solve ended.
+
+    Returns:
+        A number, or one a sample (batch,) where the solver counts for itself; NaN where it does not say.
+    """
     if solver.evaluations is None and solver.count is None:
         return jnp.asarray(jnp.nan)
     counted = 0 if solver.count is None else solver.count(memory)
@@ -244,17 +282,44 @@ def count_evaluations(solver: Solver, times: Array, memory: Any) -> Array:
 
 
 def last_mean(solution: Solution, t: Array, denoise: Denoiser) -> Array:
-    """The last step's mean: the state without the noise that the step added."""
+    """For `finish`: the last step's mean, the state without the noise that the step added.
+
+    Args:
+        solution: The end of the solve.
+        t: The last time.
+        denoise: The denoiser, which is not called.
+
+    Returns:
+        `solution.mean`, (batch, …).
+    """
     return solution.mean
 
 
 def last_state(solution: Solution, t: Array, denoise: Denoiser) -> Array:
-    """The last state as it is: a draw of x(t_min)."""
+    """For `finish`: the last state as it is, a draw of x(t_min).
+
+    Args:
+        solution: The end of the solve.
+        t: The last time.
+        denoise: The denoiser, which is not called.
+
+    Returns:
+        `solution.x`, (batch, …).
+    """
     return solution.x
 
 
 def denoise_once(solution: Solution, t: Array, denoise: Denoiser) -> Array:
-    """E[x_0 | x(t_min)] at the last state."""
+    """For `finish`: E[x_0 | x(t_min)] at the last state, one evaluation more.
+
+    Args:
+        solution: The end of the solve.
+        t: The last time.
+        denoise: The denoiser.
+
+    Returns:
+        The x0 of the denoiser, (batch, …).
+    """
     return denoise(solution.x, t).x0
 
 

@@ -47,12 +47,18 @@ def implicit_score_matching(score: Score, x: Array) -> Array:
 
 
 def sliced_score_matching(score: Score, x: Array, v: Array, *, variance_reduced: bool = True) -> Array:
-    """vᵀ·∇(vᵀ·score(x)) + ½‖score(x)‖² of each sample x (batch, …), (batch,), from one Jacobian-vector product
-    (1905.07088).
+    """vᵀ·∇(vᵀ·score(x)) + ½‖score(x)‖² of each sample, from one Jacobian-vector product (1905.07088).
 
-    The directions v, shaped like x, are draws with E[v·vᵀ] = I: standard normal, or random signs; then the mean over v
-    is `implicit_score_matching`. Several directions a sample are several calls, or a vmap over v.
-    `variance_reduced=False` has ½(vᵀ·score)² for the second term, with the same mean.
+    Its mean over v is `implicit_score_matching`. Several directions a sample are several calls, or a vmap over v.
+
+    Args:
+        score: The score, mapping x (batch, …) row by row to an array like it.
+        x: Data (batch, …).
+        v: Directions, shaped like x: draws with E[v·vᵀ] = I, standard normal or random signs.
+        variance_reduced: False has ½(vᵀ·score)² for the second term, with the same mean.
+
+    Returns:
+        The objective of each sample, (batch,).
     """
     value, derivative = jax.jvp(score, (x,), (v,))
     projected, curvature, square = (row_sums(a) for a in (v * value, v * derivative, jnp.square(value)))
@@ -60,10 +66,17 @@ def sliced_score_matching(score: Score, x: Array, v: Array, *, variance_reduced:
 
 
 def denoising_score_matching_of(score: Score, x: Array, eps: Array, sigma: Array | float) -> Array:
-    """½‖score(x + σ·eps) + eps/σ‖² of each sample x (batch, …), (batch,) (Vincent 2011).
+    """½‖score(x + σ·eps) + eps/σ‖² of each sample (Vincent 2011). Its minimiser is the score of the data with that
+    noise.
 
-    eps is standard normal, shaped like x; σ > 0 is one number, or one a sample (batch,). Its minimiser is the score of
-    the data with that noise.
+    Args:
+        score: The score, mapping x (batch, …) row by row to an array like it.
+        x: Data (batch, …).
+        eps: Standard normal, shaped like x.
+        sigma: σ > 0, one number, or one a sample (batch,).
+
+    Returns:
+        The objective of each sample, (batch,).
     """
     std = expand(sigma, x)
     return 0.5 * row_sums(jnp.square(score(x + std * eps) + eps / std))

@@ -36,25 +36,82 @@ __all__ = [
 
 
 def uniform(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None) -> jax.Array:
-    """n + 1 equally spaced times, shape (n + 1,)."""
+    """Equally spaced times.
+
+    Args:
+        sde: The process.
+        n: The number of steps, at least 1.
+        t_min: The last time, between 0 and t_max; None is the process's own.
+        t_max: The first time, in (0, T]; None is where the process's grids start.
+
+    Returns:
+        The times (n + 1,), decreasing, both ends exact.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: Where n is less than 1 or not whole, and for ends outside of the process's times.
+    """
     start, stop = _ends(sde, n, t_min, t_max)
     return jnp.linspace(start, stop, n + 1)
 
 
 def quadratic(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None) -> jax.Array:
-    """n + 1 times equally spaced in √t (2010.02502, appendix D.2), shape (n + 1,)."""
+    """Times equally spaced in √t (2010.02502, appendix D.2).
+
+    Args:
+        sde: The process.
+        n: The number of steps, at least 1.
+        t_min: The last time, between 0 and t_max; None is the process's own.
+        t_max: The first time, in (0, T]; None is where the process's grids start.
+
+    Returns:
+        The times (n + 1,), decreasing, both ends exact.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: Where n is less than 1 or not whole, and for ends outside of the process's times.
+    """
     start, stop = _ends(sde, n, t_min, t_max)
     return _between(start, stop, jnp.square(jnp.linspace(start**0.5, stop**0.5, n + 1)))
 
 
 def log_snr(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None) -> jax.Array:
-    """n + 1 times equally spaced in log-SNR (2206.00927, §3.4), shape (n + 1,)."""
+    """Times equally spaced in log-SNR (2206.00927, §3.4).
+
+    Args:
+        sde: The process.
+        n: The number of steps, at least 1.
+        t_min: The last time, between 0 and t_max; None is the process's own.
+        t_max: The first time, in (0, T]; None is where the process's grids start.
+
+    Returns:
+        The times (n + 1,), decreasing, both ends exact.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: Where n is less than 1 or not whole, and for ends outside of the process's times.
+    """
     return _in_log_snr(sde, n, t_min, t_max, lambda first, last, share: first + share * (last - first))
 
 
 def karras(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None, rho: float = 7.0) -> jax.Array:
-    """n + 1 times equally spaced in σ̃^{1/rho} with σ̃ = σ/α (2206.00364, eq. 5, which has n − 1 for this n, and a last
-    step to 0), shape (n + 1,). ValueError unless rho > 0."""
+    """Times equally spaced in σ̃^{1/rho} with σ̃ = σ/α (2206.00364, eq. 5, which has n − 1 for this n, and a last step
+    to 0).
+
+    Args:
+        sde: The process.
+        n: The number of steps, at least 1.
+        t_min: The last time, between 0 and t_max; None is the process's own.
+        t_max: The first time, in (0, T]; None is where the process's grids start.
+        rho: The power, positive: the greater, the shorter the steps at small noise.
+
+    Returns:
+        The times (n + 1,), decreasing, both ends exact.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: Unless rho > 0, where n is less than 1 or not whole, and for ends outside of the process's times.
+    """
     if not rho > 0:
         raise ValueError(f"rho={rho} must be positive: noise levels are spaced evenly in their power 1/rho")
 
@@ -67,7 +124,21 @@ def karras(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = N
 
 
 def cosine(sde: SDE, n: int, t_min: float | None = None, t_max: float | None = None) -> jax.Array:
-    """n + 1 times equally spaced in the angle arctan(σ/α), shape (n + 1,)."""
+    """Times equally spaced in the angle arctan(σ/α).
+
+    Args:
+        sde: The process.
+        n: The number of steps, at least 1.
+        t_min: The last time, between 0 and t_max; None is the process's own.
+        t_max: The first time, in (0, T]; None is where the process's grids start.
+
+    Returns:
+        The times (n + 1,), decreasing, both ends exact.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: Where n is less than 1 or not whole, and for ends outside of the process's times.
+    """
 
     def spaced(first: jax.Array, last: jax.Array, share: jax.Array) -> jax.Array:
         # The unit vectors (α, σ)/√(α² + σ²) of both ends, and those at equal angles between them: no tangent near π/2.
@@ -115,13 +186,24 @@ def explicit(sde: SDE, times: Any) -> jax.Array:
 
 
 def leading(sde: SDE, n: int, table: int | None = None, offset: int = 0) -> jax.Array:
-    """Times (n,) of the entries (N//n)·k + offset for k = n − 1, …, 0 of a table of N = `table` times (DDIM's spacing,
-    2010.02502): the first is entry (N//n)·(n − 1) + offset, the last entry `offset`, t_0 unless given.
+    """The entries (N//n)·k + offset for k = n − 1, …, 0 of a table of N times (DDIM's spacing, 2010.02502).
 
-    The first is short of T by a step where n divides N, and by more where it does not. For N/2 < n < N these are the
-    earliest n entries of the table, whose first is far from the prior: that warns (`trailing` and `linspace` reach T).
-    `table` is the process's own N where it is one of a table, else 1000. ValueError unless 1 ≤ n ≤ N and the entries
-    lie in the table.
+    The first is entry (N//n)·(n − 1) + offset, the last entry `offset`, t_0 unless given. The first is short of T by a
+    step where n divides N, and by more where it does not. For N/2 < n < N these are the earliest n entries of the
+    table, whose first is far from the prior: that warns (`trailing` and `linspace` reach T).
+
+    Args:
+        sde: The process.
+        n: The number of times, 1 ≤ n ≤ N.
+        table: N; None is the process's own where it is one of a table, else 1000.
+        offset: The entry of the last time.
+
+    Returns:
+        The times (n,), decreasing.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: Unless n is whole and 1 ≤ n ≤ N, and the entries lie in the table.
     """
     size = _table_size(sde, n, table)
     if size < 2 * n < 2 * size:
@@ -140,26 +222,66 @@ def leading(sde: SDE, n: int, table: int | None = None, offset: int = 0) -> jax.
 
 
 def trailing(sde: SDE, n: int, table: int | None = None) -> jax.Array:
-    """Times (n,) of the entries round(N − k·N/n) − 1 for k = 0, …, n − 1 (2305.08891, §3.3): the first is T, the last
-    about T/n. `table` and errors as in `leading`."""
+    """The entries round(N − k·N/n) − 1 for k = 0, …, n − 1 of a table of N times (2305.08891, §3.3).
+
+    The first is T, the last about T/n.
+
+    Args:
+        sde: The process.
+        n: The number of times, 1 ≤ n ≤ N.
+        table: N; None is the process's own where it is one of a table, else 1000.
+
+    Returns:
+        The times (n,), decreasing.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: Unless n is whole and 1 ≤ n ≤ N.
+    """
     size = _table_size(sde, n, table)
     return _of_table(sde, size, np.round(size - np.arange(n) * (size / n)) - 1)
 
 
 def linspace(sde: SDE, n: int, table: int | None = None) -> jax.Array:
-    """Times (n,) of the entries nearest to n equally spaced ones from N − 1 to 0: the first is T, the last t_0 = T/N
-    (2102.09672, §4). `table` and errors as in `leading`; for n = 1 the only time is T."""
+    """The entries nearest to n equally spaced ones from N − 1 to 0 of a table of N times (2102.09672, §4).
+
+    The first is T, the last t_0 = T/N; for n = 1 the only time is T.
+
+    Args:
+        sde: The process.
+        n: The number of times, 1 ≤ n ≤ N.
+        table: N; None is the process's own where it is one of a table, else 1000.
+
+    Returns:
+        The times (n,), decreasing.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: Unless n is whole and 1 ≤ n ≤ N.
+    """
     size = _table_size(sde, n, table)
     return _of_table(sde, size, np.round(np.linspace(size - 1, 0, n)))
 
 
 def score_sde(sde: SDE, n: int, t_min: float | None = None) -> jax.Array:
-    """The n times linspace(T, t_min, n) from which the n steps of score_sde's sampler begin, and the last once more:
-    shape (n + 1,), for `solvers.score_sde`, whose steps go nowhere in particular.
+    """The n times linspace(T, t_min, n) from which the n steps of score_sde's sampler begin, and the last once more.
 
-    On a process of a table of n they are the times of label linspace(1, t_min/T, n)·(n − 1), entry 0 being label 0:
-    score_sde shows DDPM's networks labels between the entries, for which t_min is 1e-3 there (and 1e-5 for SMLD's,
-    which round them); the entries themselves where None. ValueError for an n that is not the table's.
+    For `solvers.score_sde`, whose steps know their number and not the time at which they end. On a process of a table
+    of n they are the times of the c_noise linspace(1, t_min/T, n)·(n − 1), entry 0 having c_noise 0: score_sde shows
+    DDPM's networks values between the entries, for which t_min is 1e-3 there (and 1e-5 for SMLD's, which round them).
+
+    Args:
+        sde: The process.
+        n: The number of steps; on a process of a table, the number of its entries.
+        t_min: The last time; None is the process's own, and on a process of a table the grid of its entries.
+
+    Returns:
+        The times (n + 1,), of which the last two are equal.
+
+    Raises:
+        TypeError: For an sde that is no process.
+        ValueError: For an n that is not the table's, or is less than 1 or not whole, and for a t_min outside of the
+            process's times, or not below a step of the table.
     """
     if not hasattr(sde, "table_times"):
         start, stop = _ends(sde, n, t_min, None)

@@ -41,7 +41,13 @@ Reconstruction = Callable[[SDE, Array, Array, Array], Array]
 
 
 class ELBO(NamedTuple):
-    """The terms of the bound, in nats, each (batch,): what the prior, the diffusion and the reconstruction cost."""
+    """The terms of the bound in nats, each (batch,).
+
+    Args:
+        prior: What the prior costs, KL(q(z_1 | x) ‖ prior).
+        diffusion: What the diffusion costs, L_T or L_∞.
+        reconstruction: What the reconstruction costs, E[−log p(x | z_0)].
+    """
 
     prior: Array
     diffusion: Array
@@ -54,8 +60,16 @@ class ELBO(NamedTuple):
 
 
 def prior_kl(sde: SDE, x: Array, t: Any) -> Array:
-    """KL(N(α·x, σ²) ‖ N(0, P²)) = ½[α²‖x‖²/P² + d·(σ²/P² − 1 − ln(σ²/P²))] at t, in nats (batch,); P is the process's
-    prior_std."""
+    """KL(N(α·x, σ²) ‖ N(0, P²)) = ½[α²‖x‖²/P² + d·(σ²/P² − 1 − ln(σ²/P²))], P being the process's prior_std.
+
+    Args:
+        sde: The process.
+        x: Data (batch, …).
+        t: The time of α and σ, a scalar.
+
+    Returns:
+        The divergence in nats, (batch,).
+    """
     std = jnp.asarray(sde.prior_std(), x.dtype)
     log_ratio = 2 * (sde.log_sigma(t) - jnp.log(std))
     square = row_sums(jnp.square(x * sde.alpha(t) / std))
@@ -63,18 +77,36 @@ def prior_kl(sde: SDE, x: Array, t: Any) -> Array:
 
 
 def gaussian_reconstruction(sde: SDE, x: Array, eps: Array, t: Array) -> Array:
-    """E[−log N(x; z/α, σ²/α²)] of continuous data, in nats (batch,): its mean ½·d·(1 + ln(2π) − log_snr(t)), whatever x
-    and eps."""
+    """E[−log N(x; z/α, σ²/α²)] of continuous data, its mean ½·d·(1 + ln(2π) − log_snr(t)) whatever x and eps.
+
+    Args:
+        sde: The process.
+        x: Data (batch, …).
+        eps: The noise of z = α·x + σ·eps, shaped like x; not read.
+        t: The time of z, a scalar.
+
+    Returns:
+        The cost in nats, (batch,).
+    """
     return jnp.full(x.shape[0], 0.5 * _dims(x) * (1 + np.log(2 * np.pi) - sde.log_snr(t)), x.dtype)
 
 
 @functools.cache  # one object for equal arguments: a rebuilt one does not recompile
 def discrete_reconstruction(levels: int = 256, range: tuple[float, float] = (-1.0, 1.0)) -> Reconstruction:
-    """−log p(x | z) of data with `levels` equally spaced values, the ends of `range` included: each entry is one of
-    them, with probability ∝ N(z/α; level, σ²/α²) (2107.00630).
+    """−log p(x | z) of data with equally spaced values: each entry is one of them, with probability ∝ N(z/α; level,
+    σ²/α²) (2107.00630).
 
     The bound is then one on the probability of x, in nats: `nats_to_bits_per_dim(…, levels=None)` turns it into bits.
-    ValueError for less than two levels, and a range that does not ascend.
+
+    Args:
+        levels: The number of values, at least 2.
+        range: The smallest and the largest of them.
+
+    Returns:
+        The function (sde, x, eps, t) -> (batch,); the same object for equal arguments.
+
+    Raises:
+        ValueError: For less than two levels, and a range that does not ascend.
     """
     check_levels(levels, range)
     low, high = range

@@ -16,8 +16,17 @@ class ConversionError(ValueError):
 def check_names(
     expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Any], ignored: Collection[str] = ()
 ) -> None:
-    """Raises ConversionError, listing every missing, unknown and misshapen name, unless `given` has exactly the names
-    and shapes of `expected`, and perhaps some of `ignored`; and where a value of `given` is no array."""
+    """Refuses arrays that are not those of a network.
+
+    Args:
+        expected: The shape of each array by name.
+        given: The arrays by name.
+        ignored: Names that may be there besides.
+
+    Raises:
+        ConversionError: Lists every missing, unknown and misshapen name, unless `given` has exactly the names and
+            shapes of `expected`, and perhaps some of `ignored`; and where a value of `given` is no array.
+    """
     others = [f"{name} is a {type(value).__name__}" for name, value in given.items() if not hasattr(value, "shape")]
     if others:
         raise ConversionError(f"each name must have an array, trees being flat already; {', '.join(others)}")

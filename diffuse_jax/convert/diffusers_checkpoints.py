@@ -67,12 +67,22 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 def from_diffusers(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[UNet2D, dict[str, Any]]:
-    """The network of a `UNet2DModel` and its variables: `network.apply(variables, x, t)` is the original's output for x
-    (batch, h, w, in_channels) and its timestep t (batch,), with class labels as `cond={"label": …}`.
+    """The network of a `UNet2DModel` and its variables.
 
-    `params` is the original's state_dict as arrays, under today's names or those of older files; `config` its
-    config.json, where an absent key has the default of `UNet2DModel` and keys that start with "_" say nothing.
-    ConversionError names options that cannot be carried over, and lists all missing, unknown and misshapen weights.
+    `network.apply(variables, x, t)` is the original's output for x (batch, h, w, in_channels) and its timestep t
+    (batch,), with class labels as `cond={"label": …}`.
+
+    Args:
+        params: The original's state_dict as arrays, under today's names or those of older files.
+        config: Its config.json, where an absent key has the default of `UNet2DModel` and keys that start with "_" say
+            nothing.
+
+    Returns:
+        The network, and its variables with the parameters under "params".
+
+    Raises:
+        ConversionError: Names options that cannot be carried over, and lists all missing, unknown and misshapen
+            weights.
     """
     fields = _fields(config)
     try:
@@ -103,15 +113,27 @@ def diffusers_process(
 ) -> dict[str, Any]:
     """What config.json and scheduler_config.json of a pipeline say of its training, under this library's names.
 
-    "sde": {"name": "ddpm", "num_scales", "beta_min", "beta_max"}, whose table of β is linear from beta_min/num_scales
-    to beta_max/num_scales; another table is {"name": "ddpm", "num_scales", "betas"} with an array (num_scales,); or
-    {"name": "ve", "sigma_min", "sigma_max"}. "parameterization": {"name": "noise", "x0", "v" or "score", "c_noise":
-    "index" or "sigma"}. "shape": (h, w, c) of a sample, or None if the network does not say; "num_classes": an integer
-    or None; "centered": False where the network maps samples in [0, 1] to [−1, 1] itself. Without a scheduler the
-    process is what the pipelines of such networks have by default: VE from σ 0.01 to 1348 with time_embedding_type
-    "fourier", DDPM's linear table else. Clipping and thresholding of predictions, spacings of time and kinds of
-    variance belong to sampling there and are not carried over. ConversionError for a scheduler of another process, or
-    an option that changes what was learned.
+        "sde"                {"name": "ddpm", "num_scales", "beta_min", "beta_max"}: a table of β that is linear from
+                             beta_min/num_scales to beta_max/num_scales; {"name": "ddpm", "num_scales", "betas"}: any,
+                             an array (num_scales,); or {"name": "ve", "sigma_min", "sigma_max"}
+        "parameterization"   {"name": "noise", "x0", "v" or "score", "c_noise": "index" or "sigma"}
+        "shape"              (h, w, c) of a sample, or None if the network does not say
+        "num_classes"        an integer or None
+        "centered"           False where the network maps samples in [0, 1] to [−1, 1] itself
+
+    Clipping and thresholding of predictions, spacings of time and kinds of variance belong to sampling there and are
+    not carried over.
+
+    Args:
+        unet_config: The network's config.json.
+        scheduler_config: The scheduler's; None is what the pipelines of such networks have by default: VE from σ 0.01
+            to 1348 with time_embedding_type "fourier", DDPM's linear table else.
+
+    Returns:
+        The fields above.
+
+    Raises:
+        ConversionError: For a scheduler of another process, or an option that changes what was learned.
     """
     check_fields(unet_config, _UNET_KINDS, "the config", ConversionError)
     check_fields(scheduler_config or {}, _SCHEDULER_KINDS, "the scheduler's config", ConversionError)

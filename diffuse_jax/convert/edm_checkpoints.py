@@ -64,15 +64,24 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "frequencies":
 
 
 def from_edm(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The raw network F and its variables, {"params": …}, of EDM's weights.
+    """The raw network F and its variables of EDM's weights.
 
-    `params` are the named arrays of a network's state dict or of its preconditioner's (names with "model.", or also
-    "module."); `config` are the constructor's options: `model_type` "SongUNet" or "DhariwalUNet", `img_resolution`, and
-    `img_channels` or `in_channels` and `out_channels` must be there, what else is left out has EDM's default.
-    `class_name`, or `precond`, names the preconditioner: with iDDPM's, networks have two outputs a channel.
     `network.apply(variables, x, t, {"label": label}, augment=…)` is F(x, t, class_labels=label, augment_labels=augment)
-    for NHWC float32 x. Raises ConversionError for options that are missing, unknown or of no use, and for every name
-    that is missing, unknown or of another shape; resampling filters among the weights must be the options'.
+    for NHWC float32 x.
+
+    Args:
+        params: The named arrays of a network's state dict or of its preconditioner's (names with "model.", or also
+            "module.").
+        config: The constructor's options: `model_type` "SongUNet" or "DhariwalUNet", `img_resolution`, and
+            `img_channels` or `in_channels` and `out_channels` must be there, what else is left out has EDM's default.
+            `class_name`, or `precond`, names the preconditioner: with iDDPM's, networks have two outputs a channel.
+
+    Returns:
+        The network, and its variables with the parameters under "params".
+
+    Raises:
+        ConversionError: For options that are missing, unknown or of no use, and for every name that is missing, unknown
+            or of another shape; resampling filters among the weights must be the options'.
     """
     network, names, expected = _plan(config)
     given = _bare_names(params)

@@ -181,14 +181,23 @@ _NETWORKS: dict[str, Callable[[Mapping[str, Any], Spelling], nn.Module]] = {
 
 
 def network_of(config: Mapping[str, Any], spelling: Spelling = "flax") -> nn.Module:
-    """The network that `config` describes, as the JAX ("flax") or the PyTorch ("torch") program computes it.
+    """The network that `config` describes, as the JAX or the PyTorch program computes it.
 
-    `config` is flat (the options of the model with image_size, centered and continuous) or has them in "model", "data"
-    and "training" as the programs' own. Both programs make the same U-Nets of it, but not the same RefineNets (see
-    `NCSN`, `NCSNv2`): PyTorch's never read interpolation and scale_by_sigma. Neither program's NCSN runs as it stands,
-    nor PyTorch's NCSNv2 (it pads dilated convolutions by one pixel, and scales biases that are not there): here they
-    compute what their layers are for, as the programs of those papers do. Raises ConversionError for an option that is
-    missing, that the programs do not have or that cannot work, by its name.
+    Both programs make the same U-Nets of it, but not the same RefineNets (see `NCSN`, `NCSNv2`): PyTorch's never read
+    interpolation and scale_by_sigma. Neither program's NCSN runs as it stands, nor PyTorch's NCSNv2 (it pads dilated
+    convolutions by one pixel, and scales biases that are not there): here they compute what their layers are for, as
+    the programs of those papers do.
+
+    Args:
+        config: Flat (the options of the model with image_size, centered and continuous), or with them in "model",
+            "data" and "training" as the programs' own.
+        spelling: "flax" for the JAX program, "torch" for the PyTorch one.
+
+    Returns:
+        The network.
+
+    Raises:
+        ConversionError: For an option that is missing, that the programs do not have or that cannot work, by its name.
     """
     options = flat_options(config)
     make = _choose(options, "name", _NETWORKS)
@@ -208,11 +217,21 @@ _EXPORTED: dict[type, tuple[str, tuple[str, ...]]] = {
 
 
 def options_of(module: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """The flat options of an `NCSNpp` or `DDPM` for square images (h, h, c), of which `network_of` makes it again.
+    """The flat options of a network, of which `network_of` makes it again.
 
     They are JSON's types, and all that either program's network reads; `continuous` is true where it has to be. What
-    says how the module computes and not what (`dtype`, `remat`) is left out. Raises ConversionError for a module or an
-    image that the programs do not have; RefineNets are among those, since PyTorch's cannot be made as published.
+    says how the module computes and not what (`dtype`, `remat`) is left out.
+
+    Args:
+        module: An `NCSNpp` or `DDPM`.
+        image_shape: The shape (h, h, c) of its images, which are square.
+
+    Returns:
+        The options by name.
+
+    Raises:
+        ConversionError: For a module or an image that the programs do not have; RefineNets are among those, since
+            PyTorch's cannot be made as published.
     """
     if type(module) not in _EXPORTED:
         raise ConversionError(f"module must be an NCSNpp or a DDPM; got {type(module).__name__}")

@@ -56,11 +56,20 @@ def _check_sigmas(module: Any, sigmas: Any) -> None:
 
 
 def score_sde_params(module: nn.Module, image_shape: tuple[int, ...], arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of `module` for images (h, w, c) from arrays named by either program.
+    """The parameters of a network from arrays named by either program.
 
-    Names are paths of the JAX program joined with "/", perhaps below "params/", or keys of a PyTorch state_dict,
-    perhaps below "module."; arrays of any floating type become float32. Raises ConversionError with every name that is
-    missing, unknown or of another shape, and where a stored table `sigmas` is not the module's.
+    Args:
+        module: The network.
+        image_shape: The shape (h, w, c) of its images.
+        arrays: Arrays by the paths of the JAX program joined with "/", perhaps below "params/", or by the keys of a
+            PyTorch state_dict, perhaps below "module."; those of any floating type become float32.
+
+    Returns:
+        The tree of parameters.
+
+    Raises:
+        ConversionError: With every name that is missing, unknown or of another shape, and where a stored table `sigmas`
+            is not the module's.
     """
     spelling, prefix = _spelling(arrays)
     table = {}
@@ -95,12 +104,20 @@ def _channels(arrays: Mapping[str, Any]) -> int:
 
 
 def from_score_sde(params: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The network and variables of a checkpoint of score_sde: (module, {"params": tree}).
+    """The network and variables of a checkpoint of score_sde.
 
-    `params` are named arrays as in `score_sde_params`, `config` the options as in `network_of`, with image_size. Then
     module.apply(variables, x, t) is the output of the original for x (batch, h, w, c) and its own time argument t
-    (batch,): σ for embedding_type "fourier", a step number or an index otherwise. Raises ConversionError as
-    those two do.
+    (batch,): σ for embedding_type "fourier", a step number or an index otherwise.
+
+    Args:
+        params: Named arrays as in `score_sde_params`.
+        config: The options as in `network_of`, with image_size.
+
+    Returns:
+        The network, and its variables with the parameters under "params".
+
+    Raises:
+        ConversionError: As those two do.
     """
     module, options = network_of(config, _spelling(params)[0]), flat_options(config)
     size = int(take(options, ["image_size"])["image_size"])
@@ -111,9 +128,19 @@ def from_score_sde(params: Mapping[str, Any], config: Mapping[str, Any]) -> tupl
 def to_score_sde(module: nn.Module, params: Mapping[str, Any], image_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """The state_dict, in float32, that the PyTorch program's network with `options_of(module, image_shape)` loads.
 
-    Its keys are in that program's order, and `from_score_sde` reads back the same numbers bit for bit. Layers that
-    PyTorch makes and does not use (those that read the time where `conditional` is False) are zero. Raises
-    ConversionError as `options_of` does, and where `params` are not those of `module` for images of image_shape.
+    `from_score_sde` reads back the same numbers bit for bit. Layers that PyTorch makes and does not use (those that
+    read the time where `conditional` is False) are zero.
+
+    Args:
+        module: The network.
+        params: Its parameters.
+        image_shape: The shape (h, h, c) of its images.
+
+    Returns:
+        Arrays by name, in the order of that program.
+
+    Raises:
+        ConversionError: As `options_of` does, and where `params` are not those of `module` for images of image_shape.
     """
     options_of(module, image_shape)
     table, flat = _leaves(module, image_shape), flatten_dict(dict(params))
@@ -134,13 +161,21 @@ _BEFORE = {"bias": "weight", "b": "W"}
 
 
 def named_ema(model_state: Mapping[str, Any], shadow_params: Sequence[Any]) -> dict[str, Any]:
-    """The averaged weights of a PyTorch checkpoint by name: its `state["model"]` and
-    `state["ema"]["shadow_params"]`.
+    """The averaged weights of a PyTorch checkpoint by name.
 
-    The list has no names: it is the trained tensors in the order of the state_dict, which `model_state` must have kept.
-    The others (`sigmas`, and the frequencies `all_modules.0.W` of Fourier features) are taken from `model_state`.
-    Raises ConversionError, saying what was expected, for a list of another length or other shapes, and for names in
-    another order.
+    The list has no names: it is the trained tensors in the order of the state_dict. The others (`sigmas`, and the
+    frequencies `all_modules.0.W` of Fourier features) are taken from `model_state`.
+
+    Args:
+        model_state: The checkpoint's `state["model"]`, which must have kept its order.
+        shadow_params: Its `state["ema"]["shadow_params"]`.
+
+    Returns:
+        The averages by the names of `model_state`.
+
+    Raises:
+        ConversionError: Says what was expected, for a list of another length or other shapes, and for names in another
+            order.
     """
     prefix = _spelling(model_state)[1]
     untrained = [name for name in (f"{prefix}sigmas", f"{prefix}all_modules.0.W") if name in model_state]

@@ -28,11 +28,14 @@ __all__ = ["Weights", "read_options", "read_weights", "write_safetensors"]
 
 @dataclass(frozen=True)
 class Weights:
-    """The arrays of a file, by the names they have in it, perhaps read-only; bfloat16 is widened to float32.
+    """The arrays of a file.
 
-    `ema` is their moving average where the file keeps one: by name in Flax checkpoints, and in score_sde's torch
-    checkpoints a list of the trained parameters in the order of the network, without names. `step` is the number of
-    training steps, 0 where the file does not say. `options` are those that `write_safetensors` was given, else None.
+    Args:
+        arrays: By the names they have in it, perhaps read-only; bfloat16 is widened to float32.
+        ema: Their moving average where the file keeps one: by name in Flax checkpoints, and in score_sde's torch
+            checkpoints a list of the trained parameters in the order of the network, without names.
+        step: The number of training steps, 0 where the file does not say.
+        options: Those that `write_safetensors` was given, else None.
     """
 
     arrays: dict[str, np.ndarray]
@@ -94,8 +97,15 @@ def read_options(path: str | os.PathLike[str]) -> dict[str, Any]:
 def write_safetensors(
     path: str | os.PathLike[str], arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None, step: int = 0
 ) -> None:
-    """Writes named arrays as safetensors, the step and options, which JSON can hold, in the header. The
-    file takes its name when it is whole, and its folder is made where missing."""
+    """Writes named arrays as safetensors, the step and options in the header. The file takes its name when it is whole,
+    and its folder is made where missing.
+
+    Args:
+        path: The file.
+        arrays: The arrays by name.
+        options: Options that JSON can hold; None writes none.
+        step: The number of training steps.
+    """
     ordered = {name: np.array(array, order="C") for name, array in arrays.items()}
     header = {"format": "pt", _STEP: str(step)}
     if options is not None:

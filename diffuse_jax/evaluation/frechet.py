@@ -144,7 +144,19 @@ def frechet_between(features: Features, images_a: np.ndarray, images_b: np.ndarr
 
 
 def statistics(features: Features, images: np.ndarray, chunk: int = 10_000) -> Statistics:
-    """The `Statistics` of the features of images (n, …), n >= 1, read `chunk` images at a time."""
+    """The statistics of the features of images.
+
+    Args:
+        features: The features of images, a function.
+        images: The images (n, …), at least one.
+        chunk: How many images are read at a time.
+
+    Returns:
+        The statistics of all.
+
+    Raises:
+        ValueError: Without images.
+    """
     if len(images) == 0:
         raise ValueError("there are no images to take statistics of")
     total = Statistics.of(features(images[:chunk]))

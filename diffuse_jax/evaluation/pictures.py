@@ -44,9 +44,20 @@ def image_grid(images: np.ndarray, *, columns: int | None = None, pad: int = 2, 
 
 
 def scatter_picture(points: np.ndarray, *, extent: float = 1.5, size: int = 256) -> np.ndarray:
-    """Points (n, 2) as a picture (size, size, 1), uint8: a histogram over [-extent, extent]², first coordinate to the
-    right, second upwards, black where most points lie and white where none do; grey goes with the square root of the
-    count. Points outside are left out.
+    """Points in the plane as a grey picture: a histogram, black where most points lie and white where none do.
+
+    Grey goes with the square root of the count. Points outside are left out.
+
+    Args:
+        points: The points (n, 2), the first coordinate to the right, the second upwards.
+        extent: The picture shows [-extent, extent]².
+        size: Its height and width.
+
+    Returns:
+        The picture (size, size, 1), uint8.
+
+    Raises:
+        ValueError: For points of another shape.
     """
     points = np.asarray(points, np.float64)
     if points.ndim != 2 or points.shape[1] != 2:
@@ -72,9 +83,18 @@ def save_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
 
 
 def save_gif(frames: Sequence[np.ndarray], path: str | os.PathLike[str], *, duration: float = 0.1) -> None:
-    """Writes uint8 pictures (h, w, 1 or 3) as an endless animated GIF that shows each for `duration` seconds (GIF
-    counts hundredths). Grey frames are kept exactly; coloured ones are brought to 256 colours each. Equal neighbours
-    are stored once and shown longer.
+    """Writes pictures as an endless animated GIF.
+
+    Grey frames are kept exactly; coloured ones are brought to 256 colours each. Equal neighbours are stored once and
+    shown longer.
+
+    Args:
+        frames: uint8 pictures (h, w, 1 or 3), at least one.
+        path: The file.
+        duration: How many seconds each is shown; GIF counts hundredths.
+
+    Raises:
+        ValueError: Without frames.
     """
     if len(frames) == 0:
         raise ValueError("an animation needs at least one frame")

@@ -22,7 +22,13 @@ __all__ = ["Gaussian", "Mixture", "PointMass", "UniformBox"]
 
 @pytree
 class Gaussian:
-    """Data N(mean, cov): mean (d,), cov (d, d) positive semi-definite."""
+    """Data N(mean, cov).
+
+    Args:
+        sde: The process.
+        mean: The mean (d,).
+        cov: The covariance (d, d), positive semi-definite.
+    """
 
     sde: SDE
     mean: Array
@@ -52,8 +58,16 @@ class Gaussian:
         return _normal_log_prob(x, mean, cov)
 
     def flow(self, x: Array, t: Any, s: Any) -> Array:
-        """Where the probability flow takes x (batch, d) from time t to time s: α_s·m + C_s^{1/2}·C_t^{−1/2}·(x −
-        α_t·m)."""
+        """Where the probability flow takes x: α_s·m + C_s^{1/2}·C_t^{−1/2}·(x − α_t·m).
+
+        Args:
+            x: States (batch, d) at time t.
+            t: The time at which they start, a scalar.
+            s: The time to which they go, a scalar.
+
+        Returns:
+            The states at time s, (batch, d).
+        """
         values, vectors = jnp.linalg.eigh(self.cov)
         gain = jnp.sqrt(self._eigenvalues(values, s) / self._eigenvalues(values, t))
         centred = jnp.matvec(vectors.T, x - self.sde.alpha(t) * self.mean)
@@ -65,7 +79,14 @@ class Gaussian:
 
 @pytree
 class Mixture:
-    """Data Σ_k weights_k·N(means_k, stds_k²·I): weights (k,) summing to 1, means (k, d), stds (k,)."""
+    """Data Σ_k weights_k·N(means_k, stds_k²·I).
+
+    Args:
+        sde: The process.
+        weights: The weights of the components (k,), summing to 1.
+        means: Their means (k, d).
+        stds: Their standard deviations (k,).
+    """
 
     sde: SDE
     weights: Array
@@ -103,7 +124,12 @@ class Mixture:
 
 @pytree
 class PointMass:
-    """Data that is always `point`, of any shape: x0 = point and eps = (x − α·point)/σ, whatever x (batch, …)."""
+    """Data that is always one point: x0 = point and eps = (x − α·point)/σ, whatever x (batch, …).
+
+    Args:
+        sde: The process.
+        point: The point, of any shape.
+    """
 
     sde: SDE
     point: Array
@@ -127,11 +153,15 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 @pytree
 class UniformBox:
-    """Data uniform on the box low ≤ x_0 ≤ high, of any shape (one sample's); low and high are arrays that broadcast
-    against each other, low < high.
+    """Data uniform on the box low ≤ x_0 ≤ high.
 
-    Given x(t) = x, each coordinate of x_0 is N(x/α, σ²/α²) truncated to [low, high]. Its score is neither a
-    Gaussian's nor a mixture's: near 0 inside the box's image α·[low, high], and bending within σ of its ends.
+    Given x(t) = x, each coordinate of x_0 is N(x/α, σ²/α²) truncated to [low, high]. Its score is neither a Gaussian's
+    nor a mixture's: near 0 inside the box's image α·[low, high], and bending within σ of its ends.
+
+    Args:
+        sde: The process.
+        low: The smallest value of each coordinate.
+        high: The largest, low < high; both broadcast to the shape of one sample, which may be any.
     """
 
     sde: SDE

@@ -22,7 +22,13 @@ __all__ = ["Order", "moments", "order_of"]
 
 
 class Order(NamedTuple):
-    """The measured order: minus the slope of log error over log steps, with the numbers of steps and the errors."""
+    """The measured order.
+
+    Args:
+        order: Minus the slope of log error over log steps.
+        counts: The numbers of steps.
+        errors: The error with each.
+    """
 
     order: float
     counts: tuple[int, ...]
@@ -40,17 +46,30 @@ def order_of(
     grid: Callable[..., Array] = grids.log_snr,
     draws: int | None = None,
 ) -> Order:
-    """The order of `solver` on `sde` between t_max and t_min (the process's own where None), on grids of `counts`
-    steps.
+    """The order of a solver, from its errors on grids of several numbers of steps.
 
-    With `data` None or an `oracles.Gaussian` of vectors: the error of mean and covariance, exact, starting from the
-    exact law at t_max; for a stochastic solver that is its weak order, for a deterministic one its order. With any
-    other denoiser of vectors that states its `shape`: the error of trajectories of the probability flow from fixed
-    points, against the adaptive solver; for deterministic solvers, and the harder test of them, because it is not
-    linear. Enable 64-bit floats (`jax.enable_x64`): in 32 bits rounding hides an order above 1.
+    On an `oracles.Gaussian` of vectors: the error of mean and covariance, exact, starting from the exact law at t_max;
+    for a stochastic solver that is its weak order, for a deterministic one its order. On any other denoiser of vectors
+    that has a `shape`: the error of trajectories of the probability flow from fixed points, against the adaptive
+    solver; for deterministic solvers, and the harder test of them, because it is not linear. Enable 64-bit floats
+    (`jax.enable_x64`): in 32 bits rounding hides an order above 1.
 
-    `draws` as in `moments`. Raises ValueError for fewer than two counts, data of another process, a solver with noise
-    on data that are not Gaussian, and one that chooses its own steps.
+    Args:
+        solver: The solver.
+        sde: The process.
+        data: The denoiser of the data, of the same process; None is a Gaussian in the plane.
+        counts: The numbers of steps, two or more.
+        t_max: The first time; None is where the process's grids start.
+        t_min: The last time; None is the process's own.
+        grid: The grid of n steps, `grid(sde, n, t_min=…, t_max=…)`.
+        draws: The normal draws of a step at most, as in `moments`.
+
+    Returns:
+        The order, with the numbers of steps and the errors from which it is measured.
+
+    Raises:
+        ValueError: For fewer than two counts, data of another process, a solver with noise on data that are not
+            Gaussian, and one that chooses its own steps.
     """
     if len(counts) < 2:
         raise ValueError(f"order_of: counts={tuple(counts)} must name at least two numbers of steps")
@@ -77,11 +96,20 @@ def order_of(
 
 
 def moments(solver: Solver, data: Gaussian, times: Array, draws: int | None = None) -> tuple[Array, Array]:
-    """Mean (d,) and covariance (d, d) of x(times[-1]) under `solver`, exactly, from the law of the data at times[0].
+    """Mean and covariance of x(times[-1]) under a solver, exactly, from the law of the data at times[0].
 
     What a solver remembers in the shape of x counts as affine in x; the rest of its memory as independent of it, which
-    leaves out step sizes that look at the state (Langevin by batch norms, the adaptive solver). A step takes up to
-    `draws` normal draws, two an evaluation and two more where None; the mean of one that takes more is NaN.
+    leaves out step sizes that look at the state (Langevin by batch norms, the adaptive solver).
+
+    Args:
+        solver: The solver.
+        data: The Gaussian whose denoiser it is given.
+        times: The grid (N + 1,).
+        draws: The most normal draws that a step takes; None is two an evaluation and two more. The mean under one that
+            takes more is NaN.
+
+    Returns:
+        The mean (d,) and the covariance (d, d).
     """
     draws = 2 * (solver.evaluations or 3) + 2 if draws is None else draws
     mean, cov = data.marginal(times[0])

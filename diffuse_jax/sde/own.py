@@ -125,6 +125,9 @@ def from_log_alpha_sigma(
         t_max: The time at which sampling starts by default; None is T. Static.
         prior_std: The standard deviation of the prior; None is σ(T).
 
+    Returns:
+        The process.
+
     Raises:
         TypeError: Where a function does not map times to values of the same shape.
     """
@@ -161,6 +164,9 @@ def from_drift_diffusion(
         prior_std: The standard deviation of the prior; None is σ(T).
         order: The number of Gauss–Legendre nodes on [0, t] for the integrals; 64 reach float32 precision for
             coefficients such as those of VP, sub-VP and VE. Static.
+
+    Returns:
+        The process.
 
     Raises:
         TypeError: For a drift that is not linear in x or a diffusion that is not one number for each time, both out of
@@ -199,6 +205,9 @@ def from_beta(
         t_min: The time at which sampling stops by default. Static.
         t_max: The time at which sampling starts by default; None is T. Static.
         order: The number of Gauss–Legendre nodes on [0, t] for the quadrature. Static.
+
+    Returns:
+        The process.
 
     Raises:
         TypeError: Where a function does not map times to values of the same shape.

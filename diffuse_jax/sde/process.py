@@ -147,7 +147,16 @@ class SDE:
         return expand(self.alpha(t), x0) * x0, expand(self.sigma(t), x0)
 
     def perturb(self, x0: Array, t: Any, eps: Array) -> Array:
-        """α(t)·x0 + σ(t)·eps: a draw of x(t) given x0 when eps is standard normal."""
+        """α(t)·x0 + σ(t)·eps: a draw of x(t) given x0 when eps is standard normal.
+
+        Args:
+            x0: Data (batch, …).
+            t: Their times, a scalar or (batch,).
+            eps: Noise, shaped like x0.
+
+        Returns:
+            x(t), shaped like x0.
+        """
         mean, std = self.marginal(x0, t)
         return mean + std * eps
 

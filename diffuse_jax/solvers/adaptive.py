@@ -19,8 +19,13 @@ __all__ = ["AdaptiveMemory", "Integrated", "Transported", "adaptive", "integrate
 
 
 class Integrated(NamedTuple):
-    """The end of one adaptive solve: its state (NaN where `max_steps` was not enough), the vector field's evaluations,
-    and whether it got there."""
+    """The end of one adaptive solve.
+
+    Args:
+        y: Its state; NaN where `max_steps` was not enough.
+        evaluations: The evaluations of the vector field.
+        finished: Whether it got there.
+    """
 
     y: Any
     evaluations: Array
@@ -28,8 +33,21 @@ class Integrated(NamedTuple):
 
 
 def integrate(field: Any, y: Any, t: Array, s: Array, args: Any, *, rtol: Any, atol: Any, max_steps: int) -> Integrated:
-    """Integrates dy/dt = field(t, y, args) of one sample from t to s by Dormand–Prince 5(4) with a PID step size
-    (diffrax)."""
+    """Integrates dy/dt = field(t, y, args) of one sample by Dormand–Prince 5(4) with a PID step size (diffrax).
+
+    Args:
+        field: The vector field.
+        y: The state at t, an array or a tree of arrays.
+        t: The time at which it begins.
+        s: The time at which it ends, before or after t.
+        args: What the field is given as its last argument.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        max_steps: The most steps, accepted or not.
+
+    Returns:
+        The state at s and what it cost.
+    """
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         diffrax.Dopri5(),
@@ -49,8 +67,13 @@ def integrate(field: Any, y: Any, t: Array, s: Array, args: Any, *, rtol: Any, a
 
 
 class Transported(NamedTuple):
-    """Where the probability flow took x (batch, …): NaN for samples that met the bound on evaluations before they were
-    there (`exhausted`, (batch,)), and the evaluations that each took (batch,)."""
+    """Where the probability flow took x.
+
+    Args:
+        x: The states (batch, …); NaN for samples that are exhausted.
+        evaluations: The evaluations that each took, (batch,).
+        exhausted: Whether each met the bound on evaluations before it was there, (batch,).
+    """
 
     x: Array
     evaluations: Array
@@ -77,11 +100,25 @@ def transport(
     atol: Any = 1e-5,
     max_evaluations: int = 25_000,
 ) -> Transported:
-    """Takes x (batch, …) along the probability flow from time t to time s, up or down, each sample to its own
-    tolerance, so that none depends on its batch-mates; differentiable in reverse mode.
+    """Takes x along the probability flow from time t to time s, up or down, each sample to its own tolerance, so that
+    none depends on its batch-mates; differentiable in reverse mode.
 
-    Raises ValueError for a bound of fewer than 7 evaluations, which one step takes, and for a denoiser that cannot be
-    called with one sample.
+    Args:
+        denoise: The denoiser. It is called with one sample at a time.
+        x: States (batch, …) at time t; computed with in float32 at least.
+        t: The time at which they start, a scalar.
+        s: The time to which they go, a scalar.
+        cond: The condition of each sample, a pytree whose leaves lead with batch.
+        rtol: Relative tolerance of the ODE solver.
+        atol: Absolute tolerance.
+        max_evaluations: The most evaluations of the denoiser for a sample, six a step and one.
+
+    Returns:
+        The states at time s, the evaluations of each sample, and whether any ran out of them.
+
+    Raises:
+        ValueError: For tolerances that are negative, not finite or both 0; for a bound of fewer than 7 evaluations,
+            which one step takes; and for a denoiser that cannot be called with one sample.
     """
     check_tolerances("transport", rtol, atol, max_evaluations)
     denoise, cond = unbind(denoise, cond)
@@ -127,8 +164,21 @@ class AdaptiveMemory(NamedTuple):
 
 
 def adaptive(rtol: float = 1e-5, atol: float = 1e-5, max_evaluations: int = 25_000) -> Solver:
-    """`transport` over each interval of the grid; up the grid too, from data to latents. A sample that meets the bound
-    in an interval becomes NaN and is marked in the memory (`AdaptiveMemory`)."""
+    """`transport` over each interval of the grid; up the grid too, from data to latents.
+
+    A sample that meets the bound in an interval becomes NaN and is marked in the memory (`AdaptiveMemory`).
+
+    Args:
+        rtol: Relative tolerance, for each sample on its own.
+        atol: Absolute tolerance.
+        max_evaluations: The most evaluations for a sample in one interval, six a step and one.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For tolerances that are negative, not finite or both 0, and for fewer than 7 evaluations.
+    """
     check_tolerances("adaptive", rtol, atol, max_evaluations)
     return Solver(step=Partial(_adaptive, Static(max_evaluations), rtol, atol), init=_nothing_yet, count=_evaluations)
 

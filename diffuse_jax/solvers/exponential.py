@@ -1,6 +1,6 @@
 """One step in a clock in which the linear part is exact: what the multistep and Runge–Kutta solvers share.
 
-With λ = log(α/σ), half the log-SNR, the probability flow is linear but for a predicted member y of the denoiser
+With λ = log(α/σ), half the log-SNR, the probability flow is linear but for a component y of the denoiser
 (2206.00927, prop. 3.1; 2211.01095, eq. 4–8; noise of strength η in between, eq. 12–19 there):
 
     x_s = ratio·x_t + ∫₀^h weight(τ)·y(λ_t + τ) dτ + std·z,    h = λ_s − λ_t
@@ -46,13 +46,13 @@ class Interval(NamedTuple):
 
 
 class Kernel(Protocol):
-    """A clock, the member of the denoiser that is integrated in it, and its intervals."""
+    """A clock, the component of the denoiser (x0 or eps) that is integrated in it, and its intervals."""
 
     def clock(self, sde: SDE, t: Any) -> Array: ...
 
     def time(self, sde: SDE, clock: Array) -> Array: ...
 
-    def member(self, denoised: Denoised) -> Array: ...
+    def component(self, denoised: Denoised) -> Array: ...
 
     def interval(self, sde: SDE, t: Any, s: Any) -> Interval: ...
 
@@ -108,7 +108,7 @@ class DataKernel:
     clock = staticmethod(_half_log_snr)
     time = staticmethod(_time_of_half_log_snr)
 
-    def member(self, denoised: Denoised) -> Array:
+    def component(self, denoised: Denoised) -> Array:
         return denoised.x0
 
     def interval(self, sde: SDE, t: Any, s: Any) -> Interval:
@@ -130,7 +130,7 @@ class NoiseKernel:
     clock = staticmethod(_half_log_snr)
     time = staticmethod(_time_of_half_log_snr)
 
-    def member(self, denoised: Denoised) -> Array:
+    def component(self, denoised: Denoised) -> Array:
         return denoised.eps
 
     def interval(self, sde: SDE, t: Any, s: Any) -> Interval:
@@ -148,7 +148,7 @@ class SigmaRatioKernel:
     def time(self, sde: SDE, clock: Array) -> Array:
         return sde.inverse_log_snr(-2 * jnp.log(clock))
 
-    def member(self, denoised: Denoised) -> Array:
+    def component(self, denoised: Denoised) -> Array:
         return denoised.eps
 
     def interval(self, sde: SDE, t: Any, s: Any) -> Interval:

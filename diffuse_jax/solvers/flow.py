@@ -21,10 +21,19 @@ __all__ = ["ddim", "edm", "heun", "velocity"]
 
 
 def ddim(eta: float = 0.0) -> Solver:
-    """x_s = α_s·x0 + √(σ_s² − ς²)·eps + ς·z with ς = η·σ_s·√(1 − (α_t·σ_s/(α_s·σ_t))²) (2010.02502, eq. 12 and 16).
+    """DDIM, with noise of strength η (2010.02502, eq. 12 and 16). Order 1, or weak order 1 with noise.
 
-    η = 0 is the first-order solver of the flow, exact in one step for a point mass; η = 1 is ancestral sampling. Raises
-    ValueError for η outside of [0, 1].
+        x_s = α_s·x0 + √(σ_s² − ς²)·eps + ς·z,    ς = η·σ_s·√(1 − (α_t·σ_s/(α_s·σ_t))²)
+
+    Args:
+        eta: η in [0, 1]. 0 is the first-order solver of the flow, exact in one step for a point mass; 1 is ancestral
+            sampling.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For η outside of [0, 1].
     """
     if isinstance(eta, Real) and not 0 <= eta <= 1:
         raise ValueError(f"ddim: eta={eta} must lie in [0, 1]")
@@ -53,7 +62,9 @@ def _ddim(
 
 
 def heun() -> Solver:
-    """x_s = x + (α_s − α_t)·(x0 + x0′)/2 + (σ_s − σ_t)·(eps + eps′)/2, primes taken at the DDIM step. Order 2.
+    """Heun's rule for the flow. Order 2.
+
+        x_s = x + (α_s − α_t)·(x0 + x0′)/2 + (σ_s − σ_t)·(eps + eps′)/2,    primes taken at the DDIM step
 
     On VE this is the deterministic sampler of EDM (2206.00364, algorithm 1) on the grid's own σ.
     """
@@ -75,13 +86,26 @@ def _heun(
 def edm(
     churn: float = 0.0, churn_min: float = 0.0, churn_max: float = float("inf"), noise_scale: float = 1.0
 ) -> Solver:
-    """EDM's sampler (2206.00364, algorithm 2) in x/α and σ̃ = σ/α, so on any process: where churn_min ≤ σ̃_t ≤ churn_max
-    noise of scale `noise_scale` first raises σ̃_t to σ̂ = (1 + γ)·σ̃_t, γ = min(churn/N, √2 − 1), N being the number of
-    times in the grid; then Heun's step from σ̂ to σ̃_s by d(x/α) = eps·dσ̃.
+    """EDM's sampler (2206.00364, algorithm 2) in x/α and σ̃ = σ/α, so on any process.
+
+    Where churn_min ≤ σ̃_t ≤ churn_max noise first raises σ̃_t to σ̂ = (1 + γ)·σ̃_t, γ = min(churn/N, √2 − 1), N being
+    the number of times in the grid; then Heun's step goes from σ̂ to σ̃_s by d(x/α) = eps·dσ̃. σ̂ stays at or below σ̃
+    at T, the last that the process has.
 
     EDM's last step, from the grid's last level to σ̃ = 0, is `finish=denoise_once`, which adds no churn at that level.
-    Order 2 without churn, weak order 2 with it: churn is exact in law where noise_scale = 1. σ̂ stays at or below σ̃ at
-    T, the last that the process has. Raises ValueError for a negative churn or levels that do not ascend.
+    Order 2 without churn, weak order 2 with it: churn is exact in law where noise_scale = 1.
+
+    Args:
+        churn: The strength of the churn, S_churn of EDM, at least 0; 0 is the deterministic sampler.
+        churn_min: The smallest σ̃ with churn.
+        churn_max: The largest σ̃ with churn.
+        noise_scale: A factor on the noise that is added, S_noise of EDM.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For a churn, churn_min or noise_scale that is negative or not finite, or levels that do not ascend.
     """
     check_not_negative("edm", churn=churn, churn_min=churn_min, noise_scale=noise_scale)
     if isinstance(churn_min, Real) and isinstance(churn_max, Real) and not churn_min <= churn_max:
@@ -126,6 +150,16 @@ def _edm_churned(
 
 
 def velocity(denoise: Denoiser, x: Array, t: Any, cond: Any = None) -> Array:
-    """dx/dt of the probability flow at x (batch, …) and t, a scalar or (batch,)."""
+    """The velocity dx/dt = α′·x0 + σ′·eps of the probability flow.
+
+    Args:
+        denoise: The denoiser.
+        x: States (batch, …).
+        t: Their time, a scalar or (batch,).
+        cond: The condition of each sample, a pytree whose leaves lead with batch.
+
+    Returns:
+        dx/dt, shaped like x.
+    """
     x0, eps = denoise(x, t, cond)
     return expand(denoise.sde.alpha_rate(t), x) * x0 + expand(denoise.sde.sigma_rate(t), x) * eps

@@ -22,11 +22,20 @@ __all__ = ["annealed_langevin", "langevin"]
 
 
 def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solver:
-    """`steps` Langevin steps at time t with ε = 2(snr·σ_t)², which depends on the time alone.
+    """Langevin steps at time t with ε = 2(snr·σ_t)², which depends on the time alone: what score_sde calls annealed
+    Langevin dynamics.
 
-    `norm="batch"` is score_sde's rule ε = 2(snr·‖z‖/‖score‖)², its norms averaged over the batch, so that a sample
-    depends on its batch-mates; it serves parity only. The deterministic rule is what score_sde calls annealed Langevin
-    dynamics. Raises ValueError otherwise.
+    Args:
+        snr: The signal-to-noise ratio of a step.
+        steps: The number of steps, each with one evaluation.
+        norm: None, or "batch" for score_sde's rule ε = 2(snr·‖z‖/‖score‖)², its norms averaged over the batch, so that
+            a sample depends on its batch-mates; it serves parity only.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another norm, no steps, and an snr that is negative or not finite.
     """
     rules: dict[str | None, Callable[..., Array]] = {None: _sigma_rule, "batch": _batch_norm_rule}
     if norm not in rules:
@@ -40,14 +49,24 @@ def langevin(snr: float = 0.16, steps: int = 1, norm: str | None = None) -> Solv
 def annealed_langevin(
     epsilon: float = 2e-5, sigma_last: float | None = None, steps: int = 100, version: int = 2
 ) -> Solver:
-    """`steps` Langevin steps at time t with the step size a = epsilon·(σ_t/sigma_last)²: annealed Langevin dynamics as
-    NCSN and NCSNv2 define it. `version` 2 moves by x + a·score + √(2a)·z (NCSNv2, 2006.09011, algorithm 1), 1 by x +
-    (a/2)·score + √a·z (NCSN, 1907.05600, algorithm 1).
+    """Langevin steps at time t with the step size a = epsilon·(σ_t/sigma_last)²: annealed Langevin dynamics as NCSN and
+    NCSNv2 define it.
 
-    `sigma_last` is the smallest σ of the schedule: that at the end of the grid where None. As a solver it visits each
-    level at times[:-1], so the last level belongs twice in the grid (`jnp.append(times, times[-1])`); NCSNv2's final
-    x + σ_L²·score is `finish=denoise_once`. Raises ValueError for another version, no steps, and
-    numbers that are negative or not finite.
+    As a solver it visits each level at times[:-1], so the last level belongs twice in the grid (`jnp.append(times,
+    times[-1])`); NCSNv2's final x + σ_L²·score is `finish=denoise_once`.
+
+    Args:
+        epsilon: The step size at the last level.
+        sigma_last: The smallest σ of the schedule; None is that at the end of the grid.
+        steps: The number of steps a level, each with one evaluation.
+        version: 2 moves by x + a·score + √(2a)·z (NCSNv2, 2006.09011, algorithm 1), 1 by x + (a/2)·score + √a·z (NCSN,
+            1907.05600, algorithm 1).
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another version, no steps, and numbers that are negative or not finite.
     """
     if version not in (1, 2):
         raise ValueError(f"annealed_langevin: version={version!r} must be 1 (NCSN) or 2 (NCSNv2)")

@@ -1,7 +1,7 @@
 """Multistep solvers: a polynomial through the latest values of x0 or eps, integrated against the weight of a step.
 
 One method in four names. DPM-Solver++ 2M and 3M (2211.01095), its stochastic form, DEIS (2204.13902) and UniPC
-(2302.04867) differ in the clock, in the member of the denoiser and in whether the next evaluation corrects the last
+(2302.04867) differ in the clock, in the component of the denoiser and in whether the next evaluation corrects the last
 step; iPNDM takes the steps for equal. Each takes one evaluation a step.
 
 A start of order q leaves one error of order q + 1 in the step, which the later steps never mend, so that no order above
@@ -30,11 +30,23 @@ __all__ = ["deis", "dpm_solver_multi", "ipndm", "sa_solver", "sde_dpm_solver", "
 def dpm_solver_multi(
     order: int = 2, predict: str = "x0", *, start: int | None = None, form: str = "midpoint", legacy: bool = False
 ) -> Solver:
-    """DPM-Solver++ 2M and 3M (2211.01095, algorithm 2), or with `predict="eps"` their DPM-Solver counterparts.
+    """DPM-Solver++ 2M and 3M (2211.01095, algorithm 2), or their DPM-Solver counterparts.
 
-    `form` is how a step with two values takes their difference: "midpoint", as published, or "taylor". `start` defaults
-    to the least that the order needs. `legacy` is 3M as published code computes it, with half of the second difference
-    and a first-order start: second order. Raises ValueError for what there is not.
+    Args:
+        order: The number of values that a step goes by, 1, 2 or 3.
+        predict: "x0" for DPM-Solver++, "eps" for DPM-Solver.
+        start: The order of the first step, 1 … order; None is the least that the order needs. A start above 1 costs
+            start − 1 evaluations once; 1 is the published one.
+        form: How a step with two values takes their difference: "midpoint", as published, or "taylor".
+        legacy: 3M as published code computes it, with half of the second difference and a first-order start: second
+            order.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another order, prediction, start or form, and for `legacy` with another order or start than
+            3M's.
     """
     check_order("dpm_solver_multi", "order", order, range(1, 4))
     kernel = kernel_of("dpm_solver_multi", predict)
@@ -47,11 +59,21 @@ def dpm_solver_multi(
 
 
 def sde_dpm_solver(order: int = 2, eta: float = 1.0, *, form: str = "midpoint", legacy: bool = False) -> Solver:
-    """SDE-DPM-Solver++ 1, 2M and 3M with noise of strength η (2211.01095, §5; 3M by the same rule): the reverse SDE at
-    η = 1, the probability flow as η → 0. Weak order 1 for 1, and 2 for 2M and 3M.
+    """SDE-DPM-Solver++ 1, 2M and 3M with noise of strength η (2211.01095, §5; 3M by the same rule). Weak order 1 for 1,
+    and 2 for 2M and 3M.
 
-    `form` and `legacy` as in `dpm_solver_multi`; "taylor" is known as heun, and k-diffusion's 3M is "taylor" and
-    legacy. Raises ValueError for what there is not.
+    Args:
+        order: The number of values that a step goes by, 1, 2 or 3.
+        eta: η, at least 0: the reverse SDE at 1, the probability flow as η → 0.
+        form: As in `dpm_solver_multi`; "taylor" is known as heun.
+        legacy: As in `dpm_solver_multi`; k-diffusion's 3M is "taylor" and legacy.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another order or form, an η that is negative or not finite, and for `legacy` with another order
+            than 3.
     """
     check_order("sde_dpm_solver", "order", order, range(1, 4))
     check_eta("sde_dpm_solver", eta)
@@ -62,10 +84,20 @@ def sde_dpm_solver(order: int = 2, eta: float = 1.0, *, form: str = "midpoint", 
 
 
 def deis(order: int = 3, *, start: int | None = None) -> Solver:
-    """x_s = (α_s/α_t)·x + α_s·Σ_j C_j·eps_j with C_j = ∫ℓ_j dσ̃ over σ̃ = σ/α: the Adams–Bashforth method of variable
-    steps in σ̃ (DEIS, 2204.13902, with polynomials in that clock). Orders 1 to 4.
+    """The Adams–Bashforth method of variable steps in σ̃ = σ/α (DEIS, 2204.13902, with polynomials in that clock).
 
-    `start` as in `dpm_solver_multi`. Raises ValueError for what there is not.
+        x_s = (α_s/α_t)·x + α_s·Σ_j C_j·eps_j,    C_j = ∫ℓ_j dσ̃
+
+    Args:
+        order: The number of values that a step goes by, 1 to 4.
+        start: The order of the first step, 1 … min(order, 3); None is the least that the order needs. A start above 1
+            costs start − 1 evaluations once; 1 is the published one.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another order or start.
     """
     check_order("deis", "order", order, range(1, 5))
     start = _start("deis", start, max(order - 1, 1), min(order, 3))
@@ -74,10 +106,23 @@ def deis(order: int = 3, *, start: int | None = None) -> Solver:
 
 
 def ipndm(order: int = 4) -> Solver:
-    """x_s = (α_s/α_t)·x + α_s·(σ̃_s − σ̃_t)·Σ_j w_j·eps_j with the Adams–Bashforth weights w of equal steps, whatever the
-    steps (iPNDM, 2204.13902, §3.2; 2202.09778, eq. 12): cheap in error at few steps. The weights are off by the change
-    of the step from one to the next, so on a smooth grid it has order 2, for orders 2 to 4. Raises ValueError for
-    others."""
+    """The Adams–Bashforth weights w of equal steps, whatever the steps (iPNDM, 2204.13902, §3.2; 2202.09778, eq. 12):
+    cheap in error at few steps.
+
+        x_s = (α_s/α_t)·x + α_s·(σ̃_s − σ̃_t)·Σ_j w_j·eps_j
+
+    The weights are off by the change of the step from one to the next, so on a smooth grid it has order 2, for orders 2
+    to 4.
+
+    Args:
+        order: The number of values that a step goes by, 1 to 4.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another order.
+    """
     check_order("ipndm", "order", order, range(1, 5))
     form = _Form(order, 1, _taylor, False)
     return Solver(
@@ -90,11 +135,22 @@ def ipndm(order: int = 4) -> Solver:
 
 def unipc(order: int = 2, b: str = "bh2", *, start: int | None = None) -> Solver:
     """UniPC-p (2302.04867): the multistep step of order p, then, once x0 at its end is known, the same step again with
-    that value among its nodes (UniC-p), at no evaluation more. Order p + 1 at the least `start` that allows it, which
-    is the default; `start=1` is the published one, and p + 1 for p ≤ 2.
+    that value among its nodes (UniC-p), at no evaluation more.
 
-    `b` is B(h) of the steps with two values, whose coefficient is ½ by definition: "bh1" for h, "bh2" for e^h − 1. The
-    last state is not corrected, which costs no order. Raises ValueError for what there is not.
+    Order p + 1 at the least `start` that allows it, which is the default; with `start=1`, p + 1 for p ≤ 2. The last
+    state is not corrected, which costs no order.
+
+    Args:
+        order: p, 1, 2 or 3.
+        b: B(h) of the steps with two values, whose coefficient is ½ by definition: "bh1" for h, "bh2" for e^h − 1.
+        start: The order of the first step, 1 … p; None is the least that order p + 1 needs. A start above 1 costs start
+            − 1 evaluations once; 1 is the published one.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another order, start or b.
     """
     check_order("unipc", "order", order, range(1, 4))
     # The first step is corrected, to second order at least, before it is left.
@@ -115,7 +171,17 @@ def unipc(order: int = 2, b: str = "bh2", *, start: int | None = None) -> Solver
 def sa_solver(order: int = 3, eta: float = 1.0) -> Solver:
     """SDE-DPM-Solver++ of this order, each step corrected as UniPC corrects, with its noise kept: the stochastic Adams
     method with a predictor of `order` values and a corrector of one more (SA-Solver, 2309.05019, algorithm 1, at a
-    constant τ = η). One evaluation a step. Weak order 2. Raises ValueError for what there is not.
+    constant τ = η). One evaluation a step. Weak order 2.
+
+    Args:
+        order: The number of values of the predictor, 1, 2 or 3.
+        eta: η, at least 0: the strength of the noise.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another order, and an η that is negative or not finite.
     """
     check_order("sa_solver", "order", order, range(1, 4))
     check_eta("sa_solver", eta)
@@ -213,7 +279,7 @@ def _init(kernel: Kernel, form: _Form, room: Static, x: Array, times: Array, den
     history = History((jnp.zeros_like(x),) * room.value, (clock,) * room.value, jnp.zeros((), jnp.int32))
     if form.start == 1:
         return Memory(history, None)
-    y = kernel.member(denoise(x, times[0]))
+    y = kernel.component(denoise(x, times[0]))
     return Memory(history, (*last_stage(kernel, form.start, x, y, times[0], times[1], denoise), y))
 
 
@@ -223,12 +289,12 @@ def _evaluate(kernel: Kernel, memory: Memory, x: Array, t: Array, denoise: Denoi
     history, sde = memory.history, denoise.sde
     clock = kernel.clock(sde, t)
     if memory.pending is None:
-        value = kernel.member(denoise(x, t))
+        value = kernel.component(denoise(x, t))
         return value, history, Memory(history.add(value, clock), None)
     u, m, y = memory.pending
     first = history.known == 0
     at = jnp.where(first, m, t)
-    value, when = kernel.member(denoise(jnp.where(first, u, x), at)), kernel.clock(sde, at)
+    value, when = kernel.component(denoise(jnp.where(first, u, x), at)), kernel.clock(sde, at)
 
     def choose(in_first: Any, later: Any) -> Any:
         return jax.tree.map(lambda a, b: jnp.where(first, a, b), in_first, later)

@@ -38,7 +38,7 @@ def score_sde(
     steps: int = 1,
     probability_flow: bool = False,
 ) -> Solver:
-    """At every time of `times.score_sde` `steps` steps of the corrector, then the predictor:
+    """At every time of `times.score_sde` the steps of the corrector, then the predictor:
 
         euler_maruyama       x_mean = x − (f·x − h·g²·score)/N,    x = x_mean + g·√(1/N)·z, whatever the grid's spacing
         reverse_diffusion    x_mean = (2 − m)·x + h·v·score,       x = x_mean + √v·z
@@ -48,11 +48,26 @@ def score_sde(
         ald                  the same with                         ε = 2m²(snr·σ_t)²
 
     with h = 1, or ½ and no noise for the `probability_flow`; w = v for vp and ddpm, v·σ_{i−1}²/σ_i² for ve and smld;
-    ‖·‖ averaged over the batch, so that a sample depends on its batch-mates. `discretization` is that of the process:
-    "vp", "ve", "euler" (sub-VP, or another that has f and g²), "ddpm" or "smld". One evaluation for the predictor, but
-    none for "none", and one for each step of the corrector. ValueError for other names; for what score_sde has not,
-    which is ancestral steps and correctors for "euler" and ancestral steps of the flow; for euler_maruyama on a table;
-    and when it begins, for another process, for N so small that a β_i ≥ 1, and for an N that is not the table's.
+    ‖·‖ averaged over the batch, so that a sample depends on its batch-mates. One evaluation for the predictor, but none
+    for "none", and one for each step of the corrector.
+
+    Args:
+        predictor: "euler_maruyama", "reverse_diffusion", "ancestral" or "none".
+        corrector: "langevin", "ald" or None.
+        discretization: That of the process: "vp", "ve", "euler" (sub-VP, or another that has f and g²), "ddpm" or
+            "smld".
+        snr: The signal-to-noise ratio of the corrector.
+        steps: The number of its steps, at least 1.
+        probability_flow: Halves the score and leaves out the predictor's noise.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For other names; for what score_sde has not, which is ancestral steps and correctors for "euler" and
+            ancestral steps of the flow; for euler_maruyama on a table; for an snr that is negative or not finite, and
+            no steps; and when it begins, for another process, for N so small that a β_i ≥ 1, and for an N that is not
+            the table's.
     """
     check_not_negative("score_sde", snr=snr)
     _refuse(predictor, corrector, discretization, steps, probability_flow)

@@ -24,11 +24,22 @@ Step = tuple[Array, Array, tuple[()]]
 
 
 def euler_maruyama(kappa: float = 1.0) -> Solver:
-    """x_mean = x − (t − s)(α′·x0 + σ′·eps + ½κ²(g²/σ)·eps), x = x_mean + κ·g·√(t − s)·z, all taken at t: Euler's rule
-    for every process with the marginals of the forward one, the probability flow at κ = 0 and the reverse SDE at κ = 1,
-    where it is x − (t − s)(f·x + (g²/σ)·eps). Order 1, or weak order 1 with noise.
+    """Euler's rule for every process with the marginals of the forward one, all taken at t. Order 1, or weak order 1
+    with noise.
 
-    The actual spacing of the grid is used; steps must be short against 1/g².
+        x_mean = x − (t − s)(α′·x0 + σ′·eps + ½κ²(g²/σ)·eps),    x = x_mean + κ·g·√(t − s)·z
+
+    At κ = 1 it is x − (t − s)(f·x + (g²/σ)·eps). The actual spacing of the grid is used; steps must be short against
+    1/g².
+
+    Args:
+        kappa: κ, the strength of the noise: 0 is the probability flow, 1 the reverse SDE.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For a κ that is negative or not finite.
     """
     check_not_negative("euler_maruyama", kappa=kappa)
     if isinstance(kappa, Real) and kappa == 0:
@@ -55,9 +66,22 @@ def _euler_maruyama(
 
 
 def euler_in_sigma(kappa: float = 1.0) -> Solver:
-    """x_mean = (α_s/α_t)·x + (1 + κ²)·α_s·(σ̃_s − σ̃_t)·eps, x = x_mean + κ·α_s·√(σ̃_t² − σ̃_s²)·z: the same family in x/α
-    and the clock σ̃ = σ/α, d(x/α) = (1 + κ²)·eps·dσ̃ + κ·√(2σ̃)·dw, by Euler's rule with the noise of the whole step.
-    DDIM at κ = 0. Order 1, or weak order 1 with noise; steps may be long."""
+    """`euler_maruyama`'s family in x/α and the clock σ̃ = σ/α, by Euler's rule with the noise of the whole step. Order
+    1, or weak order 1 with noise; steps may be long.
+
+        x_mean = (α_s/α_t)·x + (1 + κ²)·α_s·(σ̃_s − σ̃_t)·eps,    x = x_mean + κ·α_s·√(σ̃_t² − σ̃_s²)·z
+
+    It integrates d(x/α) = (1 + κ²)·eps·dσ̃ + κ·√(2σ̃)·dw, and is DDIM at κ = 0.
+
+    Args:
+        kappa: κ, the strength of the noise: 0 is the probability flow, 1 the reverse SDE.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For a κ that is negative or not finite.
+    """
     check_not_negative("euler_in_sigma", kappa=kappa)
     if isinstance(kappa, Real) and kappa == 0:
         return ddim()
@@ -75,8 +99,9 @@ def _euler_in_sigma(
 
 
 def reverse_diffusion() -> Solver:
-    """x_mean = (2 − a)·x − (σ²_{t|s}/σ_t)·eps, x = x_mean + σ_{t|s}·z: the discretized forward step, reversed. Weak
-    order 1.
+    """The discretized forward step, reversed. Weak order 1.
+
+        x_mean = (2 − a)·x − (σ²_{t|s}/σ_t)·eps,    x = x_mean + σ_{t|s}·z
 
     For VP a² = 1 − β_i and σ²_{t|s} = β_i; for VE a = 1 and σ²_{t|s} = σ_i² − σ_{i−1}² (2011.13456, eq. 46 and appendix
     E).
@@ -92,12 +117,21 @@ def _reverse_diffusion(noise: Noise, x: Array, memory: tuple[()], t: Array, s: A
 
 
 def ancestral(variance: str = "posterior") -> Solver:
-    """x_mean = (x − (σ²_{t|s}/σ_t)·eps)/a, the mean of x(s) given x(t) and x0, plus noise. Weak order 1.
+    """The mean of x(s) given x(t) and x0, plus noise. Weak order 1.
 
-    `variance="posterior"` adds noise of variance σ²_{t|s}·σ_s²/σ_t², exact for a point mass (score_sde's VE ancestral
-    sampler, and DDIM at η = 1); "beta" adds σ²_{t|s}, exact where the variance of x(t) is constant, as of unit-variance
-    Gaussian data under VP (score_sde's VP ancestral sampler, DDPM's σ² = β, the σ̂ of DDIM's
-    paper). Raises ValueError otherwise.
+        x_mean = (x − (σ²_{t|s}/σ_t)·eps)/a
+
+    Args:
+        variance: "posterior" adds noise of variance σ²_{t|s}·σ_s²/σ_t², exact for a point mass (score_sde's VE
+            ancestral sampler, and DDIM at η = 1); "beta" adds σ²_{t|s}, exact where the variance of x(t) is constant,
+            as of unit-variance Gaussian data under VP (score_sde's VP ancestral sampler, DDPM's σ² = β, the σ̂ of
+            DDIM's paper).
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another variance.
     """
     choices = {"posterior": _posterior_std, "beta": _beta_std}
     if variance not in choices:
@@ -116,7 +150,7 @@ def _beta_std(sde: SDE, t: Array, s: Array) -> Array:
 def _ancestral(std: Partial, noise: Noise, x: Array, memory: tuple[()], t: Array, s: Array, denoise: Denoiser) -> Step:
     sde = denoise.sde
     x0, eps = denoise(x, t)
-    # The same mean in terms of both members, which does not cancel: √(σ_s² − posterior variance) = σ_s·exp((log_snr_t −
-    # log_snr_s)/2).
+    # The same mean in terms of both components, which does not cancel: √(σ_s² − posterior variance) =
+    # σ_s·exp((log_snr_t − log_snr_s)/2).
     x_mean = sde.alpha(s) * x0 + sde.sigma(s) * jnp.exp(0.5 * (sde.log_snr(t) - sde.log_snr(s))) * eps
     return x_mean + std(sde, t, s) * noise(0), x_mean, memory

@@ -32,10 +32,20 @@ def check_order(solver: str, name: str, order: int, orders: range) -> None:
 
 
 def dpm_solver_single(order: int = 2, predict: str = "x0") -> Solver:
-    """DPM-Solver++ 1S, 2S and 3S (2211.01095, algorithm 1), or with `predict="eps"` DPM-Solver-1, -2 and -3
-    (2206.00927): `order` evaluations a step, at 0, at 1/2, and at 1/3 and 2/3 of the step in λ = log(α/σ).
+    """DPM-Solver++ 1S, 2S and 3S (2211.01095, algorithm 1), or DPM-Solver-1, -2 and -3 (2206.00927).
 
-    1S is DDIM. The grids that suit it are even in log-SNR. Raises ValueError for an order other than 1, 2 or 3.
+    `order` evaluations a step, at 0, at 1/2, and at 1/3 and 2/3 of the step in λ = log(α/σ). 1S is DDIM. The grids that
+    suit it are even in log-SNR.
+
+    Args:
+        order: 1, 2 or 3.
+        predict: "x0" for DPM-Solver++, "eps" for DPM-Solver.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For another order or prediction.
     """
     check_order("dpm_solver_single", "order", order, range(1, 4))
     kernel = kernel_of("dpm_solver_single", predict)
@@ -52,8 +62,8 @@ def midpoint(interval: Interval) -> tuple[Array, ...]:
 def last_stage(
     kernel: Kernel, order: int, x: Array, y: Array, t: Array, s: Array, denoise: Denoiser
 ) -> tuple[Array, Array]:
-    """Where the last evaluation of a step of this order (2 or 3) is: the state and its time; y is the kernel's member
-    at (x, t)."""
+    """Where the last evaluation of a step of this order (2 or 3) is: the state and its time; y is the kernel's
+    component at (x, t)."""
     sde = denoise.sde
     start, length = kernel.clock(sde, t), kernel.clock(sde, s) - kernel.clock(sde, t)
 
@@ -65,7 +75,7 @@ def last_stage(
     if order == 2:
         return euler(1 / 2)
     u, m = euler(1 / 3)
-    second = kernel.member(denoise(u, m))
+    second = kernel.component(denoise(u, m))
     m = kernel.time(sde, start + 2 / 3 * length)
     interval = kernel.interval(sde, t, m)
     clocks = (jnp.zeros_like(length), length / 3)
@@ -76,12 +86,12 @@ def _single(
     kernel: Kernel, order: Static, noise: Noise, x: Array, memory: Any, t: Array, s: Array, denoise: Denoiser
 ) -> tuple[Array, Array, Any]:
     interval = kernel.interval(denoise.sde, t, s)
-    y = kernel.member(denoise(x, t))
+    y = kernel.component(denoise(x, t))
     if order.value == 1:
         x = interval.ratio * x + interval.moments[0] * y
         return x, x, memory
     u, m = last_stage(kernel, order.value, x, y, t, s, denoise)
-    last = kernel.member(denoise(u, m))
+    last = kernel.component(denoise(u, m))
     part, moments = (1 / 2, midpoint(interval)) if order.value == 2 else (2 / 3, interval.moments)
     clocks = (jnp.zeros_like(interval.length), part * interval.length)
     x = interval.ratio * x + integrate_through((y, last), clocks, (True, True), moments)
@@ -94,12 +104,23 @@ def check_eta(solver: str, eta: Any) -> None:
 
 
 def stochastic_runge_kutta(eta: float = 1.0) -> Solver:
-    """DPM-Solver++ 2S with noise of strength η: a state u in the middle of the step in λ carries noise of its own,
-    std_m·z₀, and x_s = ratio·x + (∫weight)·x0(u) + std_s·(ρ·z₀ + √(1 − ρ²)·z₁), ρ² = (σ̃_t − σ̃_m)/(σ̃_t − σ̃_s): the share
-    of a Brownian motion in σ̃ = σ/α that has gone by (2211.01095, §5 in two stages; k-diffusion's dpmpp_sde).
+    """DPM-Solver++ 2S with noise of strength η (2211.01095, §5 in two stages; k-diffusion's dpmpp_sde). Weak order 2
+    with two evaluations a step.
 
-    Weak order 2 with two evaluations a step; η = 1 is the reverse SDE, η = 0 the deterministic 2S. Raises ValueError
-    for a negative η.
+    A state u in the middle of the step in λ carries noise of its own, std_m·z₀, and
+
+        x_s = ratio·x + (∫weight)·x0(u) + std_s·(ρ·z₀ + √(1 − ρ²)·z₁),    ρ² = (σ̃_t − σ̃_m)/(σ̃_t − σ̃_s)
+
+    ρ² is the share of a Brownian motion in σ̃ = σ/α that has gone by.
+
+    Args:
+        eta: η, at least 0: 1 is the reverse SDE, 0 the deterministic 2S.
+
+    Returns:
+        The solver.
+
+    Raises:
+        ValueError: For an η that is negative or not finite.
     """
     check_eta("stochastic_runge_kutta", eta)
     return Solver(step=Partial(_stochastic, DataKernel(eta)), weak_order=2, evaluations=2)

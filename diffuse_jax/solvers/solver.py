@@ -56,10 +56,20 @@ class Solver:
 
 def predictor_corrector(predictor: Solver, corrector: Solver) -> Solver:
     """At every step the corrector at t, then the predictor from t to s: the order of score_sde's sampler (2011.13456,
-    algorithm 1 has the predictor first). x_mean is the predictor's. The two draw from separate streams of noise.
+    algorithm 1 has the predictor first).
 
-    Raises ValueError for a predictor whose `init` evaluates: its start would not see what the corrector does first;
-    TypeError for what is no solver.
+    x_mean is the predictor's. The two draw from separate streams of noise.
+
+    Args:
+        predictor: The solver that moves from t to s; a multistep one with `start=1`.
+        corrector: The solver that is called with s = t.
+
+    Returns:
+        The solver of both.
+
+    Raises:
+        TypeError: For what is no solver.
+        ValueError: For a predictor whose `init` evaluates: its start would not see what the corrector does first.
     """
     check_solver(predictor)
     check_solver(corrector)

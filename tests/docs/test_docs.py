@@ -151,6 +151,22 @@ def test_every_page_is_in_the_site_and_every_link_and_reference_leads_somewhere(
             importlib.import_module(name)
 
 
+CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "$" in CODE.sub("", PAGES[page])])
+def test_formulas_are_closed_and_keep_to_what_mathjax_and_tables_read(page):
+    text = CODE.sub("", PAGES[page])
+    formulas = ["".join(found) for found in FORMULA.findall(text)]
+    assert formulas and "$" not in FORMULA.sub("", text), "a dollar is alone"
+    for formula in formulas:
+        assert formula.count("{") == formula.count("}"), formula
+        assert len(re.findall(r"\\left\b", formula)) == len(re.findall(r"\\right\b", formula)), formula
+        # A bar ends the cell of a table, and MathJax shows the backslash of an escaped underscore.
+        assert "|" not in formula and "\\_" not in formula, formula
+
+
 def test_every_solver_is_in_the_table_of_solvers():
     named = set(re.findall(r"^\| `(?:predictor_corrector\()?(\w+)", PAGES["docs/solvers.md"], re.MULTILINE))
     no_solvers = {"Noise", "Solver", "Transported", "predictor_corrector", "transport", "velocity"}

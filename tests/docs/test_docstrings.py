@@ -1,0 +1,79 @@
+"""The docstrings of the public interface explain every argument, and what is returned."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+MODULES = (
+    "sde",
+    "times",
+    "parameterizations",
+    "denoiser",
+    "losses",
+    "sampling",
+    "likelihood",
+    "variational_bound",
+    "score_matching",
+    "solvers",
+    "oracles",
+    "convert",
+    "checkpoints",
+    "evaluation",
+)
+
+
+def parameters(function: Callable[..., Any]) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def public(module: str) -> dict[str, Callable[..., Any]]:
+    """Our functions and classes in the module's `__all__`, and the public methods of the classes, by name."""
+    found = {}
+    for name in importlib.import_module(f"diffuse_jax.{module}").__all__:
+        value = getattr(importlib.import_module(f"diffuse_jax.{module}"), name)
+        plain = inspect.unwrap(value) if callable(value) else value
+        if not (inspect.isfunction(plain) or inspect.isclass(plain)) or not plain.__module__.startswith("diffuse_jax"):
+            continue
+        if inspect.isclass(plain):
+            if issubclass(plain, BaseException):  # a message is all that it takes
+                continue
+            functions = {f"{name}.{key}": member for key, member in vars(plain).items() if inspect.isfunction(member)}
+            # Of these a field's default is none of the class's own.
+            own = {key: function for key, function in functions.items() if function.__qualname__ == key}
+            found |= {key: function for key, function in own.items() if "._" not in key}
+        found[name] = plain
+    return found
+
+
+def unexplained(function: Callable[..., Any]) -> list[str]:
+    """What the docstring's sections leave out: names of arguments, and "Returns" where there is something."""
+    _, _, sections = (inspect.getdoc(function) or "").partition("Args:\n")
+    missing = [name for name in parameters(function) if not re.search(rf"^    \**{name}: \S", sections, re.MULTILINE)]
+    returns = inspect.isfunction(function) and inspect.signature(function).return_annotation is not None
+    # The API pages take what is before a colon there for a type.
+    return missing + ["Returns"] * (returns and not re.search(r"\nReturns:\n    [^:\n]+(\n|$)", sections))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings_name_every_argument_of_more_than_two_and_what_is_returned(module):
+    many = {name: function for name, function in public(module).items() if len(parameters(function)) > 2}
+    assert many, f"diffuse_jax.{module} has nothing public with more than two arguments"
+    missing = {name: names for name, function in many.items() if (names := unexplained(function))}
+    assert not missing, f"docstrings of diffuse_jax.{module} leave out {missing}"
+
+
+def test_an_argument_that_is_not_named_is_found():
+    def documented(x: int, y: int, z: int) -> int:
+        """Adds.
+
+        Args:
+            x: The first, and y: the second.
+            z: The third.
+        """
+        return x + y + z
+
+    assert unexplained(documented) == ["y", "Returns"]
