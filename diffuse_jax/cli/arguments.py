@@ -80,7 +80,8 @@ def _joined(overrides: Sequence[str]) -> list[str]:
     """["--config.a.b", "1"] as ["--config.a.b=1"]: both spellings are accepted."""
     joined: list[str] = []
     for argument in overrides:
-        if joined and not argument.startswith("--") and joined[-1].startswith("--config.") and "=" not in joined[-1]:
+        open_ = joined and joined[-1].startswith(("--config.", "--cond.")) and "=" not in joined[-1]
+        if open_ and not argument.startswith("--"):
             joined[-1] += f"={argument}"
         else:
             joined.append(argument)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 __all__ = [
     "add_checkpoint",
+    "add_conditions",
     "add_num",
     "add_processes",
     "add_run",
@@ -66,6 +67,17 @@ def add_processes(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """--checkpoint, the step whose averaged parameters are loaded."""
     parser.add_argument("--checkpoint", type=integer(0), metavar="STEP", help="the step to load (default: the latest)")
+
+
+def add_conditions(parser: argparse.ArgumentParser) -> None:
+    """--label, and the words on the other conditions, which `conditions.take_conditions` takes as overrides."""
+    group = parser.add_argument_group(
+        "conditions of all samples, of a run that was trained with them",
+        "--cond.NAME=VALUE, as in --cond.label=K, --cond.image=PATH or --cond.tokens='a caption'",
+    )
+    group.add_argument(
+        "--label", type=integer(0), metavar="K", help="the class to draw, of a run with config.data.labels"
+    )
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -10,9 +10,11 @@ import numpy as np
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.common import TrainedRun, free_name, open_run, picture, sampler, to_data
+from diffuse_jax.cli.conditions import read_conditions
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.cli.sample_files import sample_files
+from diffuse_jax.conditions import Condition
 from diffuse_jax.config import ConfigError
 from diffuse_jax.evaluation import save_gif, save_png
 from diffuse_jax.evaluation.draw import Drawn
@@ -48,15 +50,13 @@ def _check(args: argparse.Namespace) -> None:
 def _classes(run: TrainedRun, args: argparse.Namespace, n: int) -> Callable[[np.ndarray], np.ndarray] | None:
     """The classes of samples by their numbers: --label, or all in turn; None for a run without classes, of which no
     label can be asked."""
-    label, classes = args.label, run.experiment.data.num_classes
+    classes = run.experiment.data.num_classes
     if args.first + n > _SAMPLES:
         raise ConfigError(f"--first={args.first} and {n} samples: a seed has the samples 0 … {_SAMPLES - 1}")
+    conditions = {} if classes is None else {"label": Condition((), classes)}
+    label = read_conditions(args.cond, conditions, centered=run.experiment.config.data.centered).get("label")
     if classes is None:
-        if label is not None:
-            raise ConfigError(f"--label={label}: {run.workdir} was trained without labels (config.data.labels)")
         return None
-    if label is not None and not 0 <= label < classes:
-        raise ConfigError(f"--label={label} must be one of 0 … {classes - 1}")
     return lambda index: (index % classes if label is None else np.full(len(index), label)).astype(np.int32)
 
 

@@ -4,7 +4,17 @@ import argparse
 from collections.abc import Sequence
 
 from diffuse_jax.cli.command import Command
-from diffuse_jax.cli.options import add_checkpoint, add_num, add_processes, add_run, add_seed, add_solver, integer
+from diffuse_jax.cli.conditions import take_conditions
+from diffuse_jax.cli.options import (
+    add_checkpoint,
+    add_conditions,
+    add_num,
+    add_processes,
+    add_run,
+    add_seed,
+    add_solver,
+    integer,
+)
 from diffuse_jax.cli.solver_help import solver_help
 
 __all__ = ["COMMAND"]
@@ -17,9 +27,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add_seed(parser)
     add_num(parser, 1, "how many samples (default: config.sampling.num)")
     add_solver(parser)
-    parser.add_argument(
-        "--label", type=integer(0), metavar="K", help="the class to draw, of a run with config.data.labels"
-    )
+    add_conditions(parser)
     parser.add_argument(
         "--first", type=integer(0, 2**31), default=0, metavar="K", help="draw samples K … K + N - 1 (default: 0)"
     )
@@ -45,6 +53,7 @@ COMMAND = Command(
     help="Draw samples of a trained run into samples.npz and samples.png, or into numbered files.",
     options=_options,
     run=_run,
+    overrides=take_conditions,
     unread=("training", "evaluation"),
     epilog=solver_help(),
 )
