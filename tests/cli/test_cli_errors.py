@@ -18,7 +18,7 @@ from PIL import Image
 
 import diffuse_jax
 from diffuse_jax.cli.commands import COMMANDS
-from diffuse_jax.cli.train import only_trainer
+from diffuse_jax.cli.train_run import only_trainer
 from diffuse_jax.config import ConfigError, DataInfo, build, read
 from diffuse_jax.config.workdir import read_run, write_run
 

@@ -20,7 +20,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from diffuse_jax.cli.evaluate import evaluate
+    from diffuse_jax.cli.evaluate_run import evaluate
 
     return evaluate(args, overrides)
 

@@ -18,7 +18,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from diffuse_jax.cli.evaluate import likelihood
+    from diffuse_jax.cli.evaluate_run import likelihood
 
     return likelihood(args, overrides)
 

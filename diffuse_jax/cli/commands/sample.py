@@ -44,7 +44,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from diffuse_jax.cli.sample import sample
+    from diffuse_jax.cli.sample_run import sample
 
     return sample(args, overrides)
 

@@ -14,7 +14,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from diffuse_jax.cli.show import show
+    from diffuse_jax.cli.show_run import show
 
     return show(args, overrides)
 

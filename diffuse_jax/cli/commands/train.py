@@ -24,7 +24,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from diffuse_jax.cli.train import train
+    from diffuse_jax.cli.train_run import train
 
     return train(args, overrides)
 
