@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffuse_jax.checkpoints import Checkpoints
+from diffuse_jax.cli.commands import COMMANDS
 from diffuse_jax.cli.distributed import check_same, check_shared, from_first, together
 from diffuse_jax.cli.resources import check_writable
 from diffuse_jax.config import ConfigError, Experiment, build, override, read
@@ -99,18 +100,10 @@ def _experiment(args: argparse.Namespace, overrides: Sequence[str], workdir: pat
     return build(config, data), Checkpoints(workdir / CHECKPOINTS, read_only=True).step(args.checkpoint)
 
 
-#: What the commands that work on a run do not read of its config: nor may what is given of it be ignored.
-_UNREAD = {
-    "sample": ("training", "evaluation"),
-    "evaluate": ("training",),
-    "likelihood": ("training",),
-    "export": ("training", "evaluation"),
-}
-
-
 def _check_read(command: str, overrides: Sequence[str]) -> None:
+    """Refuses what is given of the sections of the config that a command does not read: nor may it be ignored."""
     for argument in overrides:
-        for section in _UNREAD[command]:
+        for section in COMMANDS[command].unread:
             if argument.removeprefix("--no").removeprefix("--").startswith(f"config.{section}."):
                 raise ConfigError(
                     f"{argument.partition('=')[0]}: {command} does not read config.{section}: leave it out"

@@ -136,6 +136,7 @@ def _facts(args: argparse.Namespace, run: TrainedRun) -> dict[str, Any]:
         "shape": data.shape,
         "classes": data.num_classes,
         "label": args.label if args.label is not None or data.num_classes is None else "index mod classes",
+        "cond": args.cond,
         **({} if draw is None else draw.facts),
     }
     stored: dict[str, Any] = json.loads(json.dumps(facts))

@@ -25,7 +25,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands run on one device, which compiles sooner than eight."""
     mesh = make_mesh(jax.devices()[:1])
-    monkeypatch.setattr("diffuse_jax.cli.train.make_mesh", lambda fsdp: mesh)
+    monkeypatch.setattr("diffuse_jax.cli.train_run.make_mesh", lambda fsdp: mesh)
     monkeypatch.setattr("diffuse_jax.cli.common.make_mesh", lambda: mesh)
 
 

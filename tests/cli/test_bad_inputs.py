@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 import diffuse_jax
 from diffuse_jax import checkpoints, config, data, evaluation, nets, oracles, sde, training
+from diffuse_jax.cli.conditions import read_conditions
+from diffuse_jax.conditions import Condition
 from diffuse_jax.config.numbers import RANGES
 
 # What warns says more than one line.
@@ -145,6 +147,9 @@ NAMES = {
     },
     **{"GRID": diffuse_jax.times.uniform(VP, 4), "KEYS": diffuse_jax.sample_keys(0, 3), "X": jnp.zeros((3, 2))},
     **{"PTS": np.zeros((5, 2), np.float32), "U8": np.zeros((4, 8, 8, 1), np.uint8)},
+    # What runs were trained with: ten classes, images of eight pixels, captions of eight bytes.
+    **{"read_conditions": read_conditions, "Condition": Condition, "CONDITIONED": {"label": Condition((), 10)}},
+    **{"ILLUSTRATED": {"image": Condition((8, 8, 3), 256)}, "CAPTIONED": {"tokens": Condition((8,), 257)}},
 }
 
 

@@ -1,5 +1,6 @@
 """Bad input: one line on stderr that names what is wrong, exit status 2, no traceback, and nothing overwritten."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,7 +18,7 @@ from PIL import Image
 
 import diffuse_jax
 from diffuse_jax.cli.commands import COMMANDS
-from diffuse_jax.cli.train import only_trainer
+from diffuse_jax.cli.train_run import only_trainer
 from diffuse_jax.config import ConfigError, DataInfo, build, read
 from diffuse_jax.config.workdir import read_run, write_run
 
@@ -151,7 +152,7 @@ def test_an_interrupt_outside_of_training_ends_in_one_line(toy_run, monkeypatch,
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "sample", interrupt)
+    monkeypatch.setitem(COMMANDS, "sample", dataclasses.replace(COMMANDS["sample"], run=interrupt))
     assert run("sample", f"--workdir={toy_run}") == 130
     assert capsys.readouterr().err == "diffuse-jax: interrupted\n"
 

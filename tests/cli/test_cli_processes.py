@@ -13,7 +13,8 @@ import pytest
 from cli_models import TINY, run
 from processes import end, free_port, killed, reached, saved, start
 
-from diffuse_jax.cli import _parser, distributed
+from diffuse_jax.cli import distributed
+from diffuse_jax.cli.arguments import read_arguments
 from diffuse_jax.config import ConfigError
 
 
@@ -28,7 +29,7 @@ def begin(*argv, count=2, of_last=(), folders=None):
 
 
 def flags(*argv):
-    return _parser().parse_args(["sample", *argv])
+    return read_arguments(["sample", *argv])[0]
 
 
 @pytest.mark.parametrize(

@@ -203,13 +203,14 @@ def test_a_folder_into_which_a_command_writes_is_not_moved_aside(points, capsys)
     assert list(shards(points)) == list(range(8))
 
 
-def test_a_label_is_that_of_all_and_a_fact(classes):
+def test_a_label_is_that_of_all_and_a_fact_in_both_spellings(classes):
     assert sample(classes, "--num=5", "--label=7", "--format=shards", "--first=3") == 0
     assert set(shards(classes, "labels").values()) == {7}
     np.testing.assert_array_equal(
-        list(shards(classes).values()), arrays(classes, "--num=5", "--label=7", "--first=3")["samples"]
+        list(shards(classes).values()), arrays(classes, "--num=5", "--cond.label=7", "--first=3")["samples"]
     )
     assert json.loads((classes / "samples" / "samples.json").read_text())["label"] == 7
+    assert json.loads((classes / "samples.json").read_text())["label"] == 7
 
 
 def test_a_sample_that_is_not_finite_ends_with_what_was_before_it(points, monkeypatch, capsys):

@@ -16,7 +16,8 @@ import yaml
 
 from diffuse_jax import nets, sde, solvers
 from diffuse_jax.checkpoints import Checkpoints
-from diffuse_jax.cli import _COMMANDS, _joined, _parser
+from diffuse_jax.cli.arguments import read_arguments
+from diffuse_jax.cli.commands import COMMANDS
 from diffuse_jax.cli.common import as_asked
 from diffuse_jax.config import build, read, sampling_plan
 from diffuse_jax.config.workdir import CHECKPOINTS, write_run
@@ -101,11 +102,11 @@ def test_commands_of_the_page_have_the_flags_fields_and_extras_that_they_use(pag
             asked = [extra for word in words for group in re.findall(r"\[(.+)\]", word) for extra in group.split(",")]
             assert set(asked) <= set(extras), words
         if (given := arguments(words)) is not None:
-            args, overrides = _parser().parse_known_args(given)
+            args, overrides = read_arguments(given)
             named = getattr(args, "config", None) or "digits"
             if named.endswith(".json"):  # another program's options
                 continue
-            config = read(named, as_asked(args, _joined(overrides)))
+            config = read(named, as_asked(args, overrides))
             if getattr(args, "solver", None):
                 sampling_plan(config, VP())
 
@@ -133,7 +134,7 @@ def test_names_in_the_design_exist():
     for room, names in rows:
         module = importlib.import_module(f"diffuse_jax.{room.rstrip('/')}")
         for name in re.findall(r"`(\w+)", names):
-            assert hasattr(module, name) or (room == "cli/" and name in _COMMANDS), f"{room} has no {name}"
+            assert hasattr(module, name) or (room == "cli/" and name in COMMANDS), f"{room} has no {name}"
 
 
 def test_every_page_is_in_the_site_and_every_link_and_reference_leads_somewhere():

@@ -10,6 +10,7 @@ import numpy as np
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.common import TrainedRun, can, free_name, open_run, picture, sampler, to_data
+from diffuse_jax.cli.conditions import read_conditions
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.cli.sample_files import sample_files
@@ -48,18 +49,20 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _conditions(run: TrainedRun, args: argparse.Namespace, n: int) -> Conditions | None:
-    """The conditions of samples by their numbers: what is asked for, and classes that are not all in turn; None for a
-    run without conditions, of which none can be asked."""
-    label, classes = args.label, run.experiment.data.num_classes
+    """The conditions of samples by their numbers: what is asked for, and where it is not classes all in turn; None for
+    a run without conditions, of which none can be asked."""
     if args.first + n > _SAMPLES:
         raise ConfigError(f"--first={args.first} and {n} samples: a seed has the samples 0 … {_SAMPLES - 1}")
-    if classes is None:
-        if label is not None:
-            raise ConfigError(f"--label={label}: {run.workdir} was trained without labels (config.data.labels)")
+    known = run.experiment.data.conditions
+    asked = read_conditions(args.cond, known, centered=run.experiment.config.data.centered)
+    if not known:
         return None
-    if label is not None and not 0 <= label < classes:
-        raise ConfigError(f"--label={label} must be one of 0 … {classes - 1}")
-    return lambda index: {"label": (index % classes if label is None else np.full(len(index), label)).astype(np.int32)}
+
+    def of(index: np.ndarray) -> dict[str, np.ndarray]:
+        in_turn = {"label": (index % known["label"].values).astype(np.int32)} if "label" in known else {}
+        return in_turn | {name: np.broadcast_to(row, (len(index), *row.shape)) for name, row in asked.items()}
+
+    return of
 
 
 def _one_file(args: argparse.Namespace, run: TrainedRun, n: int, cond: Mapping[str, np.ndarray] | None) -> None:
@@ -92,6 +95,7 @@ def _write(
         "first": args.first,
         "num": n,
         "label": args.label,
+        "cond": args.cond,
     }
     write_json_atomic(written[2], facts)
     if path is not None:
