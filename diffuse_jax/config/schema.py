@@ -42,6 +42,7 @@ DERIVED = (
     "label_dim",
     "image_channels",
     "vocabulary",
+    "context_length",
     "centered",
     "img_resolution",
     "out_channels",

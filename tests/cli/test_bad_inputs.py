@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import diffuse_jax
 from diffuse_jax import checkpoints, config, data, evaluation, nets, oracles, sde, training
-from diffuse_jax.cli.conditions import read_conditions
+from diffuse_jax.cli.asked_conditions import read_conditions
 from diffuse_jax.conditions import Condition
 from diffuse_jax.config.numbers import RANGES
 
