@@ -215,6 +215,7 @@ def test_the_fields_are_those_of_base():
     assert {field for field in found if not field.startswith("model.")} | {"seed"} == set(RANGES)
 
 
+@pytest.mark.proof
 @settings(ALWAYS_THE_SAME, max_examples=150)
 @given(case=overrides(most=2))
 def test_any_number_in_any_field_is_taken_or_refused_by_its_name(case, capfd):
