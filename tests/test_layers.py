@@ -1,6 +1,7 @@
-"""The layers of docs/design.md: a module imports from its own layer and from lower ones."""
+"""The layers of docs/design.md: a module imports from its own layer and from lower ones, and has a name of its own."""
 
 import ast
+import collections
 import functools
 import pathlib
 import re
@@ -74,3 +75,8 @@ def test_numerics_know_arrays_alone_and_no_network() -> None:
         assert own or not any(name.startswith("diffuse_jax.nets") for name in found), f"{file} imports networks"
         names = {node.id for node in ast.walk(parsed(file)) if isinstance(node, ast.Name)}
         assert "print" not in names, f"{file.relative_to(ROOT)} prints"
+
+
+def test_no_two_modules_have_one_name() -> None:
+    counted = collections.Counter(file.name for file in FILES if not file.name.startswith("__"))
+    assert [name for name, count in counted.items() if count > 1] == []
