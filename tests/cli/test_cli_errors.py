@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cli_models import TINY, run
 from PIL import Image
+from tiers import proof
 
 import diffuse_jax
 from diffuse_jax.cli.commands import COMMANDS
@@ -178,7 +179,7 @@ def wait_for_a_new_save(process, folder, before):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, proof(signal.SIGINT)])
 def test_a_signal_saves_and_ends_with_status_130(tmp_path, number):
     process = start(tmp_path, 1_000_000)
     wait_for_a_new_save(process, tmp_path, [])
