@@ -12,7 +12,7 @@ from diffuse_jax.config.experiment import DataInfo, Experiment
 from diffuse_jax.config.method_section import build_method
 from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.data import TOYS, DataError, Dataset, load_dataset
-from diffuse_jax.data.load import check_asked
+from diffuse_jax.data.load import check_asked, check_conditions
 from diffuse_jax.data.tokens import VOCABULARY
 
 __all__ = ["DataInfo", "Experiment", "build", "describe", "load_data"]
