@@ -4,6 +4,7 @@ evaluated, and what is refused in one line."""
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from cli_models import run
@@ -11,6 +12,7 @@ from PIL import Image
 
 import diffuse_jax
 from diffuse_jax.config import build, read
+from diffuse_jax.training import make_mesh
 
 TINY = [
     "--config=digits",
@@ -54,7 +56,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def conditional(folder: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("conditional") / "run"
+    one = make_mesh(jax.devices()[:1])  # which compiles sooner than eight
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr("diffuse_jax.cli.train_run.make_mesh", lambda fsdp: one)
     assert run("train", *TINY, *CONDITIONS, f"--config.data.source={folder}", f"--workdir={workdir}") == 0
+    monkeypatch.undo()
     return workdir
 
 
@@ -82,7 +88,6 @@ def test_a_run_reads_the_conditions_of_its_data(conditional, folder):
 
 def test_samples_are_those_of_the_conditions_asked_for(conditional, folder):
     """The network is hardly trained: its parameters are made large, so that what it reads shows in what it draws."""
-    import jax
     import jax.numpy as jnp
 
     from diffuse_jax import sample, sample_keys, solvers, times
