@@ -254,7 +254,7 @@ def _machine() -> str:
 
 
 def _versions(found: dict[str, str]) -> dict[str, str]:
-    own = {name: importlib.metadata.version(name) for name in ("diffuse-jax", "jax", "numpy", "scipy")}
+    own = {name: importlib.metadata.version(name) for name in ("diffuse-jax-sde", "jax", "numpy", "scipy")}
     return {**own, **found}
 
 

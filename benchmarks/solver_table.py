@@ -294,7 +294,7 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     cpu = model.group(1) if model else platform.processor() or platform.machine()
-    packages = ("diffuse-jax", "jax", "jaxlib", "diffrax", "numpy", "scipy")
+    packages = ("diffuse-jax-sde", "jax", "jaxlib", "diffrax", "numpy", "scipy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"{cpu}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}. {versions}."
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import MIXTURE, SDES, in_float64
+from tiers import proof
 
 from diffuse_jax import solvers, times
 from diffuse_jax.oracles import Mixture
@@ -52,7 +53,7 @@ def test_a_sample_has_the_same_path_in_every_batch() -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    [solvers.sde_dpm_solver(2), solvers.ancestral()],
+    [proof(solvers.sde_dpm_solver(2)), solvers.ancestral()],
     ids=["sde-dpm 2m", "ancestral"],
 )
 @in_float64

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
+from tiers import first
 
 from diffuse_jax import (
     VP,
@@ -65,7 +66,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", first(CALLS, keep=("sample", "solve", "log_prob", "elbo", "encode", "decode")))
 def test_a_second_plain_call_with_other_numbers_does_not_trace_again(name: str) -> None:
     first = CALLS[name](model(0.5), X, 0, 1e-2)
     traced = len(TRACES)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 from closed_forms import gaussian_data, in_float64
+from tiers import proof
 
 from diffuse_jax.oracles import Mixture, UniformBox
 from diffuse_jax.score_matching import (
@@ -123,7 +124,7 @@ BOX = UniformBox(EDM(), np.array([-1.0]), np.array([2.0]))
 TWO = Mixture(EDM(), np.array([0.3, 0.7]), np.array([[-1.5], [0.8]]), np.array([0.4, 0.2]))
 
 
-@pytest.mark.parametrize("oracle", [BOX, TWO], ids=["box", "mixture"])
+@pytest.mark.parametrize("oracle", [proof(BOX), TWO], ids=["box", "mixture"])
 @pytest.mark.parametrize("kind", ["implicit", "sliced", "denoising"])
 @in_float64
 def test_a_score_that_is_not_linear_is_picked_out_of_a_basis(oracle: Any, kind: str) -> None:

@@ -20,6 +20,7 @@ from closed_forms import (
     in_float64,
 )
 from jax.tree_util import Partial
+from tiers import proof
 
 from diffuse_jax.sde import (
     EDM,
@@ -204,7 +205,7 @@ def test_a_transition_over_a_thousandth_keeps_three_digits_in_float32(name: str)
 generic_and_own = pytest.mark.parametrize("inverse", [SDE.inverse_log_snr, None], ids=["generic", "own"])
 
 
-@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+@pytest.mark.parametrize("x64", [False, proof(True)], ids=["float32", "float64"])
 @every_sde
 def test_inverse_log_snr_is_the_inverse_to_float_resolution_and_clamped_to_the_ends_of_time(
     name: str, x64: bool
@@ -237,7 +238,7 @@ def test_inverse_log_snr_is_the_inverse_to_float_resolution_and_clamped_to_the_e
 
 @songs_sde
 @generic_and_own
-@pytest.mark.parametrize("x64", [False, True], ids=["float32", "float64"])
+@pytest.mark.parametrize("x64", [False, proof(True)], ids=["float32", "float64"])
 def test_inverse_log_snr_has_the_derivatives_of_the_implicit_function(name: str, inverse: Any, x64: bool) -> None:
     """dt/dλ = 1/λ′(t), and by a parameter p: dt/dp = −(∂λ/∂p)/λ′(t)."""
     parameter = "sigma_max" if name == "ve" else "beta_max"

@@ -37,8 +37,8 @@ class _Version(argparse.Action):
     """Looks the versions up only where they are asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        versions = {name: importlib.metadata.version(name) for name in ("diffuse-jax", "jax")}
-        print(", ".join(f"{name} {version}" for name, version in versions.items()))
+        distributions = {"diffuse-jax": "diffuse-jax-sde", "jax": "jax"}
+        print(", ".join(f"{name} {importlib.metadata.version(of)}" for name, of in distributions.items()))
         parser.exit()
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
+from diffuse_jax.cli.asked_conditions import read_conditions
 from diffuse_jax.cli.common import TrainedRun, can, free_name, open_run, picture, sampler, to_data
-from diffuse_jax.cli.conditions import read_conditions
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.cli.sample_files import sample_files

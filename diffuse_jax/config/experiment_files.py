@@ -15,7 +15,7 @@ from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.sampling_section import settle
 from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
 
-__all__ = ["experiments", "override", "read", "resolve"]
+__all__ = ["OPEN", "experiments", "override", "read", "resolve"]
 
 
 _KINDS = {int: "an integer", float: "a number", bool: "true or false", tuple: "a tuple, such as 1,2"}
@@ -82,7 +82,7 @@ def _check_fields(config: ConfigDict, where: str) -> None:
     given, defaults = config.to_dict(), base()
     check_fields(given, field_kinds(defaults), where, ConfigError, wanted=defaults)
     for section in (name for name, content in defaults.items() if isinstance(content, ConfigDict)):
-        named = {"name": TEXT} if section in _OPEN else {}
+        named = {"name": TEXT} if section in OPEN else {}
         check_fields(given[section], named, f"{where}.{section}", ConfigError, wanted=named)
         if (fields := _fields_of(section, given[section])) is not None:
             check_fields(given[section], field_kinds(fields), f"{where}.{section}", ConfigError, wanted=fields)
@@ -97,7 +97,7 @@ def _check_names(config: ConfigDict, where: str) -> None:
 
 
 #: Sections whose fields depend on a name.
-_OPEN = ("model", "sde", "method", "parameterization", "optimizer")
+OPEN = ("model", "sde", "method", "parameterization", "optimizer")
 
 
 def _fields_of(section: str, content: Mapping[str, Any]) -> ConfigDict | None:
@@ -105,7 +105,7 @@ def _fields_of(section: str, content: Mapping[str, Any]) -> ConfigDict | None:
     refused by its name where it would be made."""
     if section == "own":
         return None
-    name = content["name"] if section in _OPEN else ""
+    name = content["name"] if section in OPEN else ""
     if ":" in name or (section == "model" and name not in NETWORKS):
         return None
     return network(name) if section == "model" else base().get(section)

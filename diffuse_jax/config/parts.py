@@ -12,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from diffuse_jax import parameterizations
+from diffuse_jax.conditions import Condition
 from diffuse_jax.config.choices import choose, imported, line, section
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.experiment import DataInfo
@@ -229,7 +230,7 @@ def _derived(config: ConfigDict, data: DataInfo) -> dict[str, Any]:
         "num_classes": data.num_classes,
         "label_dim": data.num_classes or 0,
         "image_channels": data.conditions["image"].shape[-1] if "image" in data.conditions else 0,
-        "vocabulary": data.conditions["tokens"].values if "tokens" in data.conditions else 0,
+        **_of_tokens(data.conditions.get("tokens")),
         "centered": config.data.centered,
         "img_resolution": data.shape[0],
         "out_channels": data.shape[-1],
@@ -237,6 +238,18 @@ def _derived(config: ConfigDict, data: DataInfo) -> dict[str, Any]:
         "num_scales": config.sde.get("num_scales", 1000),
         **_noise_levels(config.sde),
     }
+
+
+def _of_tokens(known: Condition | None) -> dict[str, int]:
+    """What a network must know of captions."""
+    return (
+        {"vocabulary": 0, "context_length": 1}
+        if known is None
+        else {
+            "vocabulary": known.values,
+            "context_length": known.shape[0],
+        }
+    )
 
 
 def make_sampling_net(config: ConfigDict, net: LinenNet) -> LinenNet:

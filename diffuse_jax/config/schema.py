@@ -43,6 +43,7 @@ DERIVED = (
     "label_dim",
     "image_channels",
     "vocabulary",
+    "context_length",
     "centered",
     "img_resolution",
     "out_channels",
@@ -108,6 +109,8 @@ def base() -> ConfigDict:
                 "images": False,
                 # Each row has a caption, as so many tokens; 0: none.
                 "tokens": 0,
+                # How many values the tokens of an array file take; one more than the largest where None.
+                "vocabulary": placeholder(int),
                 # Leave out images that cannot be decoded instead of refusing the folder.
                 "skip_unreadable": False,
                 # Values in [-1, 1] if true, in [0, 1] if false.

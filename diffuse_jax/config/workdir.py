@@ -17,6 +17,7 @@ from diffuse_jax.checkpoints import CheckpointError, Checkpoints, read_json, wri
 from diffuse_jax.conditions import Condition
 from diffuse_jax.config.build import DataInfo, Experiment, build
 from diffuse_jax.config.errors import ConfigError
+from diffuse_jax.config.experiment_files import OPEN
 from diffuse_jax.config.sampling_section import forget_unread
 from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
 from diffuse_jax.training import CHECKPOINTS
@@ -128,10 +129,14 @@ def _sections(stored: dict[str, Any], where: str) -> ConfigDict:
     """The fields and types of a config as it was stored: a network or process of one's own ("module:name") reads what
     fields it likes."""
     config = base()
-    for name in ("model", "sde"):
-        check_fields(stored.get(name), {"name": TEXT}, f"{where}.{name}", CheckpointError, wanted=("name",))
-        if ":" in stored[name]["name"]:
+    for name in OPEN:
+        # Runs once recorded the names of a network and a process alone.
+        wanted = ("name",) if name in ("model", "sde") else ()
+        check_fields(stored.get(name, {}), {"name": TEXT}, f"{where}.{name}", CheckpointError, wanted=wanted)
+        if ":" in stored.get(name, {}).get("name", ""):
             config[name] = ConfigDict(stored[name])
+    check_fields(stored, {"own": GROUP}, where, CheckpointError)
+    config.own = ConfigDict(stored.get("own", {}))
     if (name := stored["model"]["name"]) in NETWORKS:
         config.model = network(name)
     elif ":" not in name:

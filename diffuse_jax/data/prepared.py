@@ -20,7 +20,7 @@ def prepare_command(name: str) -> str:
     """The shell command that downloads and prepares a TFDS data set in the format that is read here."""
     builder = f"tfds.builder('{name}', file_format='array_record')"
     return (
-        "pip install 'diffuse-jax[tfds-prepare]' && "
+        "pip install 'diffuse-jax-sde[tfds-prepare]' && "
         f'python -c "import tensorflow_datasets as tfds; {builder}.download_and_prepare()"'
     )
 

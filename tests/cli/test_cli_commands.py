@@ -16,6 +16,7 @@ import scipy.linalg
 import scipy.stats
 from cli_models import TINY, run
 from PIL import Image
+from tiers import first
 
 import diffuse_jax
 from diffuse_jax import solvers, times
@@ -48,7 +49,10 @@ def test_five_lines_draw_what_the_command_writes(toy_run):
     assert max(jax.tree.leaves(changed)) > 0
 
 
-@pytest.mark.parametrize("solver", [*SOLVERS, "pc", "ancestral+batch_langevin", "ddim+annealed_langevin"])
+COMPOSED = ("pc", "ancestral+batch_langevin", "ddim+annealed_langevin")
+
+
+@pytest.mark.parametrize("solver", first([*SOLVERS, *COMPOSED], keep=("heun", "sde_dpm_solver", "adaptive", *COMPOSED)))
 def test_every_named_solver_draws_finite_samples(toy_run, solver, capsys):
     loose = ["--config.sampling.rtol=0.1", "--config.sampling.atol=0.1"] if solver == "adaptive" else []
     assert run("sample", f"--workdir={toy_run}", "--num=8", "--steps=3", f"--solver={solver}", *loose) == 0
@@ -75,6 +79,7 @@ def test_the_flow_of_normal_data_leaves_the_prior_draws_where_they_are(normal_ru
     np.testing.assert_allclose(samples(normal_run), prior, atol=1e-4)
 
 
+@pytest.mark.proof
 def test_the_type_of_sampling_rounds_the_samples_and_nothing_else(normal_run):
     half = "--config.sampling.dtype=bfloat16"
     drawn, tables = [], []
@@ -103,6 +108,7 @@ def test_the_likelihood_of_normal_data_is_that_of_scipy(normal_run):
     assert table["bits_per_dim_error"] == pytest.approx(error, rel=1e-2)
 
 
+@pytest.mark.proof
 def test_several_probes_give_each_row_an_error_and_one_gives_none(normal_run):
     """The flow of normal data stands still, so that its divergence, and the error of its estimate, are nothing."""
     for probes, trace in ((1, "hutchinson"), (3, "gaussian")):
@@ -184,7 +190,7 @@ def test_a_label_draws_its_class(tmp_path, capsys):
     assert capsys.readouterr().err == "diffuse-jax: error: --label=10 must be one of 0 … 9\n"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_digits_train_with_their_labels(tmp_path, one_device):
     tiny = [argument for argument in TINY[1:] if ".model." not in argument]
     net = ["nf=4", "ch_mult=1,", "num_res_blocks=1", "attn_resolutions=4,"]
@@ -242,7 +248,7 @@ def test_a_folder_of_photographs_trains_goes_on_and_samples(tmp_path, photograph
         np.testing.assert_array_equal(pixels[2:34, 2:34], samples(workdir)[0])
 
 
-@pytest.mark.parametrize("name", ["ve", "subvp", "cli_models:cosine"])
+@pytest.mark.parametrize("name", first(["ve", "subvp", "cli_models:cosine"], keep=["cli_models:cosine"]))
 def test_other_processes_train_and_sample(tmp_path, name, one_device):
     options = [*TINY, f"--config.sde.name={name}", "--config.training.evaluate_every=0"]
     if ":" in name:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffuse_jax.cli.arguments import read_arguments
-from diffuse_jax.cli.conditions import parse, read_conditions
+from diffuse_jax.cli.asked_conditions import parse, read_conditions
 from diffuse_jax.conditions import Condition
 from diffuse_jax.data import preprocess
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cli_models import TINY, run
 from PIL import Image
+from tiers import proof
 
 import diffuse_jax
 from diffuse_jax.cli.commands import COMMANDS
@@ -178,7 +179,7 @@ def wait_for_a_new_save(process, folder, before):
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, proof(signal.SIGINT)])
 def test_a_signal_saves_and_ends_with_status_130(tmp_path, number):
     process = start(tmp_path, 1_000_000)
     wait_for_a_new_save(process, tmp_path, [])
@@ -188,7 +189,7 @@ def test_a_signal_saves_and_ends_with_status_130(tmp_path, number):
     assert f"stopped at step {saved(tmp_path)[-1]} of 1000000" in log and "Traceback" not in log
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_ten_kills_leave_the_bits_of_a_run_alone(tmp_path):
     killed, whole, rng = tmp_path / "killed", tmp_path / "whole", np.random.default_rng(0)
     for i in range(10):

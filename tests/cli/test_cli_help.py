@@ -38,8 +38,8 @@ def test_the_help_of_a_command_says_what_its_arguments_may_be(command, words, ca
 def test_the_version_is_that_of_the_package_and_of_jax(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
-    expected = (f"{name} {importlib.metadata.version(name)}" for name in ("diffuse-jax", "jax"))
-    assert capsys.readouterr().out == ", ".join(expected) + "\n"
+    own, jax = (importlib.metadata.version(name) for name in ("diffuse-jax-sde", "jax"))
+    assert capsys.readouterr().out == f"diffuse-jax {own}, jax {jax}\n"
 
 
 QUICK = """

@@ -11,6 +11,7 @@ from cli_models import run
 from fixtures.make_edm import drawn
 from flax.serialization import msgpack_serialize
 from flax.traverse_util import unflatten_dict
+from tiers import proof
 
 import diffuse_jax
 from diffuse_jax.checkpoints import Checkpoints
@@ -114,7 +115,7 @@ def test_an_imported_run_is_sampled(of_flax):
         assert file["samples"].shape == (2, 16, 16, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_an_imported_run_is_evaluated(of_flax):
     assert run("evaluate", f"--workdir={of_flax}") == 0
     assert run("likelihood", f"--workdir={of_flax}", "--num=1") == 0
@@ -163,7 +164,7 @@ def test_weights_of_score_sde_in_torch_fit_an_experiment_of_their_network(of_tor
     assert process_of(tmp_path / "run")[0] == process_of(tmp_path / "other")[0] == ("ve", "score", "sigma")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_an_imported_experiment_goes_on_training(of_torch, tmp_path):
     source, experiment = of_torch
     assert run("import", *source, f"--config={experiment}", f"--workdir={tmp_path / 'run'}") == 0
@@ -183,6 +184,7 @@ def test_an_imported_experiment_goes_on_training(of_torch, tmp_path):
     assert 0 < max(moved) < 1e-6
 
 
+@pytest.mark.proof
 def test_a_network_of_edm_becomes_a_run_with_its_preconditioning_and_classes(tmp_path, fixtures):
     with np.load(fixtures / "edm" / "ddpmpp.npz") as file:
         data = dict(file)
@@ -202,7 +204,7 @@ def test_a_network_of_edm_becomes_a_run_with_its_preconditioning_and_classes(tmp
     assert info.num_classes == 10 and stored.data.labels
 
 
-@pytest.mark.parametrize("layout", ["flat", "in parts"])
+@pytest.mark.parametrize("layout", ["in parts", proof("flat")])
 def test_a_pipeline_of_diffusers_becomes_a_run_of_its_network_and_table(layout, tmp_path, capsys):
     options = {
         "sample_size": 8,

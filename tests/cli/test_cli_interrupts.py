@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 from cli_models import TINY
+from tiers import proof
 
 import diffuse_jax
 from diffuse_jax.checkpoints import Checkpoints
@@ -60,7 +61,7 @@ def check_interrupted(command, toy_run, folder, moment):
     check_whole(workdir)
 
 
-@pytest.mark.parametrize(("command", "moment"), [("train", 0.6), ("sample", 1.2), ("evaluate", 3.5)])
+@pytest.mark.parametrize(("command", "moment"), [("train", 0.6), proof("sample", 1.2), proof("evaluate", 3.5)])
 def test_an_interrupted_command_ends_with_status_130_and_whole_files(toy_run, tmp_path, command, moment):
     check_interrupted(command, toy_run, tmp_path, moment)
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cli_models import TINY, run
 from PIL import Image
+from tiers import first, proof
 
 from diffuse_jax.cli import sample_files
 from diffuse_jax.evaluation import draw
@@ -93,7 +94,7 @@ def contents(workdir):
     return files
 
 
-@pytest.mark.parametrize(("first", "n", "batch"), [(0, 21, 4), (5, 7, 64), (1000, 13, 5)])
+@pytest.mark.parametrize(("first", "n", "batch"), [proof(0, 21, 4), proof(5, 7, 64), (1000, 13, 5)])
 def test_files_hold_the_bits_and_labels_of_the_same_samples_in_one_file(classes, first, n, batch, capsys):
     which = [f"--first={first}", f"--num={n}"]
     options = [*which, f"--config.sampling.batch_size={batch}"]
@@ -128,7 +129,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("kind", ["png", "shards"])
-@pytest.mark.parametrize("at", [0, 3, 17, 29])
+@pytest.mark.parametrize("at", first([0, 3, 17, 29], keep=[17]))
 def test_killed_at_any_file_and_gone_on_with_is_undisturbed(classes, kind, at, monkeypatch, capsys):
     command = ["--num=30", "--first=2", "--config.sampling.batch_size=8", f"--format={kind}"]
     assert sample(classes, *command) == 0
@@ -182,7 +183,10 @@ def test_what_is_there_is_not_drawn_again_and_more_may_be_added(points, monkeypa
     np.testing.assert_allclose(list(rows.values()), whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("option", ["--seed=1", "--steps=3", "--checkpoint=4", "--config.sampling.finish=denoise"])
+FACTS = ["--seed=1", "--steps=3", "--checkpoint=4", "--config.sampling.finish=denoise"]
+
+
+@pytest.mark.parametrize("option", first(FACTS, keep=["--seed=1"]))
 def test_samples_of_other_facts_are_moved_aside(points, option, capsys):
     assert sample(points, "--num=4", "--format=shards") == 0
     before = contents(points)
@@ -263,7 +267,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(points, monkeypatch):
     assert held[1] - held[0] < 50_000, held
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", ["png", "shards"])
 def test_a_command_that_is_killed_leaves_whole_files_and_goes_on_to_the_same_set(classes, kind):
     command = ["sample", "--num=600", "--config.sampling.batch_size=8", f"--format={kind}", "--steps=8"]

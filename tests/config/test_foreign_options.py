@@ -1,6 +1,7 @@
 """Other programs' options and the fields of experiments say the same, in both directions."""
 
 import pytest
+from tiers import proof
 
 from diffuse_jax.config import build, override, read
 from diffuse_jax.config.foreign_options import diffusers_fields, edm_fields, score_sde_fields, score_sde_options
@@ -13,10 +14,10 @@ SMALL = ["--config.model.nf=32", "--config.model.num_res_blocks=1", "--config.mo
     "name",
     [
         "cifar10_ve_ncsnpp_continuous",
-        "cifar10_ve_ncsnpp",
+        proof("cifar10_ve_ncsnpp"),
         "cifar10_vp_ddpm",
-        "cifar10_vp_ddpmpp_continuous",
-        "cifar10_subvp_ddpm_continuous",
+        proof("cifar10_vp_ddpmpp_continuous"),
+        proof("cifar10_subvp_ddpm_continuous"),
     ],
 )
 def test_an_experiment_of_score_sde_comes_back_from_its_options(name):

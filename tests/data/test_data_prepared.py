@@ -99,7 +99,7 @@ def test_unprepared_data_fail_within_a_second_with_the_command_that_prepares_the
     assert "\n" not in str(raised.value)
     command = str(raised.value).split("this prepares it: ")[1]
     words = shlex.split(command)
-    assert words[:4] == ["pip", "install", "diffuse-jax[tfds-prepare]", "&&"]
+    assert words[:4] == ["pip", "install", "diffuse-jax-sde[tfds-prepare]", "&&"]
     # The Python of the command, with nothing but the download itself replaced, asks for that data set in that format.
     asked = []
     monkeypatch.setattr(

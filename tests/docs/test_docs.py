@@ -13,6 +13,7 @@ import unittest
 import jax
 import pytest
 import yaml
+from tiers import proof
 
 from diffuse_jax import nets, sde, solvers
 from diffuse_jax.checkpoints import Checkpoints
@@ -72,7 +73,14 @@ def run_of_digits(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", with_blocks("python"))
+#: Pages whose Python takes long beside what it adds to the others'.
+LONG = [
+    f"docs/howto/{name}.md"
+    for name in ("devices", "library", "likelihood", "notebook", "own-network", "own-sde", "own-solver", "testing")
+]
+
+
+@pytest.mark.parametrize("page", [proof(page) if page in LONG else page for page in with_blocks("python")])
 def test_python_of_the_page_runs(page, tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from tiers import proof
 
 from diffuse_jax import VP, NetworkDenoiser, log_prob, oracles, sample, sample_keys, solve, solvers, times
 from diffuse_jax.codecs import Pixels
@@ -84,7 +85,9 @@ def test_samples_from_any_first_on_are_those_of_the_seed():
     np.testing.assert_array_equal(np.concatenate([drawn.x for _, drawn in found]), whole.x[7:])
 
 
-@pytest.mark.parametrize("solver", [solvers.euler_maruyama(), solvers.adaptive(1e-4, 1e-4)], ids=["steps", "adaptive"])
+@pytest.mark.parametrize(
+    "solver", [solvers.euler_maruyama(), proof(solvers.adaptive(1e-4, 1e-4))], ids=["steps", "adaptive"]
+)
 def test_samples_are_those_of_the_library_whatever_chunks_and_devices(solver):
     direct = solve(sample_keys(4, 19), GAUSSIAN, solver, times.uniform(SDE, 6), path=True)
     for devices, batch_size in CHUNKS if solver.evaluations else CHUNKS[1::2]:
@@ -152,7 +155,7 @@ def test_samples_that_are_not_finite_are_refused():
 OPTIONS = {"t_min": 1e-5, "rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 16)])
+@pytest.mark.parametrize(("devices", "batch_size"), [proof(1, 7), (8, 16)])
 def test_the_likelihoods_of_gaussian_rows_are_those_of_scipy(devices, batch_size):
     x = np.random.default_rng(0).multivariate_normal(MEAN, COV, 11).astype(np.float32)
     exact = flow_log_prob(Pixels((3,)), trace=exact_trace, **OPTIONS)
@@ -164,7 +167,7 @@ def test_the_likelihoods_of_gaussian_rows_are_those_of_scipy(devices, batch_size
     assert np.all(found.evaluations > 0)
 
 
-@pytest.mark.parametrize(("centered", "offset"), [(True, np.log2(17) - 1), (False, np.log2(17))])
+@pytest.mark.parametrize(("centered", "offset"), [(True, np.log2(17) - 1), proof(False, np.log2(17))])
 def test_the_bits_of_grey_levels_are_those_of_a_direct_call(centered, offset):
     levels = np.random.default_rng(0).integers(0, 17, (5, 2, 2, 1))
     images = np.round(levels * 255 / 16).astype(np.uint8)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
+from tiers import first, proof
 
 from diffuse_jax.nets.convolution import convolve
 from diffuse_jax.nets.layers import convolution
@@ -32,7 +33,10 @@ def drawn(h: int, w: int, channels: int, features: int, size: int) -> tuple[jax.
     return tuple(jnp.asarray(np.random.default_rng(i).standard_normal(shape)) for i, shape in enumerate(shapes))
 
 
-@pytest.mark.parametrize(("case", "stride", "padding"), [*((case, 1, "SAME") for case in KEEPING), *STRIDED])
+@pytest.mark.parametrize(
+    ("case", "stride", "padding"),
+    [(KEEPING[0], 1, "SAME"), *(proof(case, 1, "SAME") for case in KEEPING[1:]), *STRIDED],
+)
 def test_derivatives_are_those_of_the_librarys_convolution(case, stride, padding):
     with jax.enable_x64(True):
         x, kernel, _ = drawn(*case)
@@ -53,7 +57,7 @@ def test_derivatives_are_those_of_the_librarys_convolution(case, stride, padding
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (1, 3)])
+@pytest.mark.parametrize("axes", first([(0, None), (None, 0), (1, 3)], keep=[(1, 3)]))
 def test_vmap_over_images_kernels_or_both_equals_a_loop(axes, stride):
     x, kernel, _ = drawn(4, 4, 3, 2, 3)
     batched = tuple(

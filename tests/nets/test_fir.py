@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from scipy import signal
+from tiers import first
 
 from diffuse_jax.nets import fir
 
@@ -29,7 +30,7 @@ def reference(x, taps, weight, up, down, offset, size):
     return out
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("kernel", first(KERNELS, keep=[(1, 3, 3, 1)]), ids=str)
 def test_resampling_is_scipy_upfirdn_cropped_about_its_centre(rng, kernel):
     x, identity, half = rng.normal(size=(2, 6, 4, 3)), np.eye(3)[None, None], len(kernel) // 2
     with jax.enable_x64(True):
@@ -38,7 +39,7 @@ def test_resampling_is_scipy_upfirdn_cropped_about_its_centre(rng, kernel):
     np.testing.assert_allclose(down, reference(x, kernel, identity, 1, 2, half, (3, 2)), atol=1e-13)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("kernel", first(KERNELS, keep=[(1, 3, 3, 1)]), ids=str)
 def test_fused_convolutions_are_resampling_and_a_same_convolution_of_the_unbounded_plane(rng, kernel):
     x, weight, half = rng.normal(size=(2, 6, 4, 3)), rng.normal(size=(3, 3, 3, 2)), len(kernel) // 2
     with jax.enable_x64(True):

@@ -53,7 +53,7 @@ STOCHASTIC: dict[str, Solver] = {
     "stochastic runge-kutta 0.5": solvers.stochastic_runge_kutta(0.5),
 }
 
-#: Variants of a formula whose other forms are here: their proofs on some processes are slow ones.
+#: Variants of a formula whose other forms are here: the matrix of everything leaves them out; their orders are proofs.
 VARIANTS = tuple(
     kind
     for kind in (*DETERMINISTIC, *STOCHASTIC)

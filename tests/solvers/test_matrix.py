@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from closed_forms import ALL_SDES
 from menu import DETERMINISTIC, STOCHASTIC, VARIANTS
+from tiers import first
 
 from diffuse_jax import parameterizations, solvers, times
 from diffuse_jax.denoiser import NetworkDenoiser
@@ -57,13 +58,7 @@ def test_the_cases_have_every_pair_of_everything() -> None:
         assert len({(case[a], case[b]) for case in cases()}) == sizes[a] * sizes[b]
 
 
-# Quadrature and broken lines take long to compile.
-SLOW = ("beta", "ddpm", "smld")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in ALL_SDES]
-)
+@pytest.mark.parametrize("name", first(ALL_SDES, keep=["edm"]))
 def test_a_process_is_finite_with_every_solver_grid_and_parameterization(name: str) -> None:
     sde, weights = ALL_SDES[name], jnp.asarray([[0.3, -0.2], [0.1, 0.4]])
     draws = jnp.asarray(np.random.default_rng(0).standard_normal((STEPS + 1, 5, 3, 2)), jnp.float32)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closed_forms import SDES, in_float64
+from tiers import first
 
 from diffuse_jax import parameterizations, solvers, times
 from diffuse_jax.config import ConfigError, base, sampling_plan
@@ -225,7 +226,7 @@ def label(sampler: Sampler) -> str:
     return " ".join(str(value) for value in sampler if value not in (None, False))
 
 
-@pytest.mark.parametrize("sampler", [*PUBLISHED, *REST], ids=label)
+@pytest.mark.parametrize("sampler", first([*PUBLISHED, *REST], keep=[*PUBLISHED[:2], *REST[::4]]), ids=label)
 @in_float64
 def test_every_state_is_that_of_score_sde(sampler: Sampler) -> None:
     assert deviation(sampler) < 1e-9

@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 from closed_forms import ALL_PROCESSES, ALL_SDES, MIXTURE, in_float64, mixture_flow, slope
 from menu import DETERMINISTIC, STOCHASTIC, VARIANTS
+from tiers import proof
 
 from diffuse_jax import solvers, times
 from diffuse_jax.oracles import Gaussian, Mixture, moments, order_of
 from diffuse_jax.sampling import sample_keys, solve
 from diffuse_jax.solvers import Solver
 
+PROCESSES = ("vp", "subvp", "ve", "edm")
+
 
 def on_every_process(kinds: Any) -> Any:
-    """(name, kind), the variants on sub-VP and VE being slow proofs: `pytest -m slow tests/solvers`."""
+    """(name, kind): in the first tier every formula on VP, and Heun and SDE-DPM-Solver++ 2M on every process."""
+    quick = {kind: ("vp",) for kind in kinds if kind not in VARIANTS}
+    quick |= {kind: PROCESSES for kind in ("heun", "sde-dpm 2m")}
     return pytest.mark.parametrize(
         ("name", "kind"),
-        [
-            pytest.param(name, kind, marks=pytest.mark.slow if kind in VARIANTS and name in ("subvp", "ve") else ())
-            for name in ("vp", "subvp", "ve", "edm")
-            for kind in kinds
-        ],
+        [(name, kind) if name in quick.get(kind, ()) else proof(name, kind) for name in PROCESSES for kind in kinds],
     )
 
 

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from tiers import proof
 
 HERE = pathlib.Path(__file__).parent
 
@@ -47,7 +48,9 @@ def kill(folder, steps, delay, during_save):
     assert process.wait() == -signal.SIGKILL, (folder / "stderr").read_text()[-2000:]
 
 
-def check(tmp_path, kills):
+@pytest.mark.parametrize("kills", [2, proof(10)])
+def test_a_run_killed_so_often_ends_with_the_bits_of_one_that_was_not(kills, tmp_path):
+    """Every third kill, the second being the first of them, is within the writing of a checkpoint."""
     steps = 24 * (kills + 1)
     rng = np.random.default_rng(kills)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -64,12 +67,3 @@ def check(tmp_path, kills):
     assert [line["step"] for line in logs[1]] == list(range(2, steps + 1, 2))
     assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
     assert not any("tmp" in name for name in entries(killed))
-
-
-def test_three_kills_leave_the_bits_of_the_run_alone(tmp_path):
-    check(tmp_path, 3)
-
-
-@pytest.mark.slow
-def test_ten_kills_leave_the_bits_of_the_run_alone(tmp_path):
-    check(tmp_path, 10)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import proof
 
 from diffuse_jax import NetworkDenoiser, losses
 from diffuse_jax.codecs import Pixels
@@ -57,8 +58,8 @@ def expected(half_sum, weight):
     return np.trapezoid(each, t) / (1 - T_MIN) * (x0.size / 2 if half_sum else 1)
 
 
-@pytest.mark.parametrize("half_sum", [False, True])
-@pytest.mark.parametrize("weight", [losses.sigma_squared, losses.g_squared])
+@pytest.mark.parametrize("half_sum", [proof(False), True])
+@pytest.mark.parametrize("weight", [proof(losses.sigma_squared), losses.g_squared])
 @pytest.mark.parametrize(
     ("times", "stratified"),
     [(losses.uniform_times, False), (losses.uniform_times, True), (losses.importance_times, True)],
@@ -98,7 +99,7 @@ def test_flips_and_dequantization_are_seen_where_asked_for_alone():
     assert np.isclose(spread, plain, rtol=1e-3).mean() < 0.5
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 24), (1, 7), (8, 8), (8, 64)])
+@pytest.mark.parametrize(("devices", "batch_size"), [proof(1, 24), (1, 7), (8, 8), proof(8, 64)])
 def test_the_heldout_loss_is_that_of_the_rows_whatever_chunks_and_devices(devices, batch_size):
     function = loss(stratified=True)
     source = Arrays(IMAGES, np.arange(24))

@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import processes
 import pytest
+from tiers import proof
 
 TOY = str(pathlib.Path(__file__).parent / "toy_training.py")
 STEPS, WIDTH = 60, 1024
@@ -43,6 +44,7 @@ def assert_same(found, whole):
         np.testing.assert_allclose(found[name], leaf, rtol=1e-9, atol=1e-15, err_msg=name)
 
 
+@pytest.mark.proof
 def test_runs_killed_in_two_processes_and_in_one_go_on_in_the_other_number(whole, tmp_path):
     """Two processes, their state split over all four devices, are killed; one, which has it whole, goes on and is
     killed; two finish."""
@@ -60,8 +62,8 @@ def test_runs_killed_in_two_processes_and_in_one_go_on_in_the_other_number(whole
     ("number", "to"),
     [
         (signal.SIGTERM, [1]),
-        pytest.param(signal.SIGINT, [0], marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, [0, 1], marks=pytest.mark.slow),
+        proof(signal.SIGINT, [0]),
+        proof(signal.SIGTERM, [0, 1]),
     ],
 )
 def test_a_signal_to_any_process_stops_all_at_one_step_which_is_saved(whole, tmp_path, number, to):

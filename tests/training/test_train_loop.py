@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_training as toy
+from tiers import proof
 
 from diffuse_jax import training
 from diffuse_jax.checkpoints import Checkpoints
@@ -87,7 +88,7 @@ def test_a_run_logs_means_over_each_window_and_saves_at_its_cadence(fit, tmp_pat
     assert all(line["images_per_second"] > 0 for line in lines(tmp_path))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, proof(signal.SIGINT)])
 def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(fit, tmp_path, number):
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     whole = fit(folder=tmp_path / "whole")
@@ -208,7 +209,7 @@ def test_bytes_that_are_no_lines_are_dropped_from_the_log(tmp_path, tail):
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # of another layout than the state's
-@pytest.mark.parametrize("fsdp", [1, 8])
+@pytest.mark.parametrize("fsdp", [proof(1), 8])
 def test_a_run_is_traced_once_and_lays_its_state_as_the_rule_says(fsdp):
     """From a state on one device, of arrays that are large enough to be split."""
     chex.clear_trace_counter()

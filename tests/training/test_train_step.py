@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import toy_training as toy
 from jax.sharding import PartitionSpec
+from tiers import proof
 
 from diffuse_jax import VP, NetworkDenoiser, solvers, times, training
 from diffuse_jax.evaluation import Sampler
@@ -105,7 +106,7 @@ def wide_run():
         return run(1, 20, 10, dtype=np.float64, width=WIDE)
 
 
-@pytest.mark.parametrize("fsdp", [2, 8])
+@pytest.mark.parametrize("fsdp", [2, proof(8)])
 def test_a_split_state_trains_as_a_whole_one_with_dropout_on(wide_run, fsdp):
     one, one_metrics = wide_run
     with jax.enable_x64(True):
@@ -172,7 +173,7 @@ def test_devices_of_a_process_are_neighbours_and_processes_hold_as_many():
     assert [device.process_index for device in training.make_mesh(mixed).devices.flat] == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), (8, 1), (8, 4)])
+@pytest.mark.parametrize(("devices", "fsdp"), [(1, 1), proof(8, 1), (8, 4)])
 def test_a_batch_in_parts_trains_as_the_whole_one(devices, fsdp):
     """Without dropout, whose key is each part's own; the rows' draws, stratified over the whole batch, are the same."""
     with jax.enable_x64(True):

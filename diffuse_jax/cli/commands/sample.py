@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from diffuse_jax.cli.asked_conditions import take_conditions
 from diffuse_jax.cli.command import Command
-from diffuse_jax.cli.conditions import take_conditions
 from diffuse_jax.cli.options import (
     add_checkpoint,
     add_conditions,
