@@ -17,12 +17,18 @@ from diffuse_jax.cli.common import workdir_of
 from diffuse_jax.cli.sample_files import FOLDER
 from diffuse_jax.config import ConfigError, base
 from diffuse_jax.config.build import DataInfo
+from diffuse_jax.config.method_section import reads
 from diffuse_jax.config.sampling_section import value_of
 from diffuse_jax.config.workdir import CHECKPOINTS, read_run
 from diffuse_jax.nets import param_count
 
 _TAIL = 2**20  # bytes of metrics.jsonl in which the last of each number is looked for
-_METRICS = {"loss": "loss", "heldout_loss": "held-out loss", "images_per_second": "images/s"}
+_METRICS = {
+    "loss": "loss",
+    "heldout_loss": "held-out loss",
+    "heldout_accuracy": "held-out accuracy",
+    "images_per_second": "images/s",
+}
 
 
 def show(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -41,7 +47,7 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         *_experiment(config, data, read_json(workdir / "config.json").get("rows"), _parameters(kept, steps)),
         ("progress", _progress(config, steps)),
         ("metrics", _metrics(workdir / "metrics.jsonl")),
-        ("sampling", _sampling(config)),
+        ("sampling", _sampling(config) if reads(config.method.name, "sampling.num") else ""),
         *_files(workdir),
     ]
     print(f"{workdir}")
@@ -56,13 +62,30 @@ def _experiment(c: ConfigDict, data: DataInfo, rows: int | None, parameters: str
     levels = "" if data.levels is None else f", {data.levels} grey levels"
     classes = "" if data.num_classes is None else f", {data.num_classes} classes"
     yield "data", f"{c.data.source or 'not known'}: {number}rows of shape {data.shape}{levels}{classes}"
-    defaults = base().sde
-    own = [f"{name}={value}" for name, value in c.sde.items() if name != "name" and value != defaults.get(name)]
-    yield "process", ", ".join([c.sde.name, *own])
+    yield "method", c.method.name
+    yield "process", _read(c, {"sde": _process(c.sde)})
     yield "network", c.model.name + parameters
-    yield "parameterization", f"{c.parameterization.name}, c_noise {c.parameterization.c_noise}"
+    parameterization, c_noise = c.parameterization.name, f"c_noise {c.parameterization.c_noise}"
+    yield (
+        "parameterization",
+        _read(c, {"parameterization.name": parameterization, "parameterization.c_noise": c_noise}),
+    )
     stratified = ", stratified" if c.loss.stratified else ""
-    yield "loss", f"weight {c.loss.weight}, times {c.loss.times}{stratified}, batches of {c.training.batch_size}"
+    loss = _read(c, {"loss.weight": f"weight {c.loss.weight}", "loss.times": f"times {c.loss.times}{stratified}"})
+    batches = f"batches of {c.training.batch_size}"
+    yield ("loss", f"{loss}, {batches}") if loss else ("training", batches)
+
+
+def _process(c: ConfigDict) -> str:
+    """The name of a process, and those of its fields that are not as they are by default."""
+    defaults = base().sde
+    own = [f"{name}={value}" for name, value in c.items() if name != "name" and value != defaults.get(name)]
+    return ", ".join([c.name, *own])
+
+
+def _read(config: ConfigDict, words: Mapping[str, str]) -> str:
+    """Of the words for parts of a config those for what its method reads."""
+    return ", ".join(text for part, text in words.items() if reads(config.method.name, part))
 
 
 def _parameters(kept: Checkpoints, steps: Sequence[int]) -> str:
@@ -149,7 +172,11 @@ def _numbers(*names: str) -> Callable[[pathlib.Path, Mapping[str, Any]], str]:
 _WRITTEN: tuple[tuple[str, str, Callable[[pathlib.Path, Mapping[str, Any]], str]], ...] = (
     ("samples.npz", "samples.json", _samples),
     (f"{FOLDER}/", f"{FOLDER}/samples.json", _sample_files),
-    ("evaluation.json", "evaluation.json", _numbers("heldout_loss", "bits_per_dim", "frechet_distance")),
+    (
+        "evaluation.json",
+        "evaluation.json",
+        _numbers("heldout_loss", "heldout_accuracy", "bits_per_dim", "frechet_distance"),
+    ),
     ("likelihood.npz", "likelihood.json", _numbers("log_prob", "bits_per_dim", "rows")),
 )
 
@@ -183,5 +210,6 @@ def _next(config: ConfigDict, workdir: pathlib.Path, steps: Sequence[int]) -> It
     if max(steps, default=-1) < config.training.steps:
         yield f"diffuse-jax train {run}{source}"
     if steps:
-        yield f"diffuse-jax sample {run}"
+        if reads(config.method.name, "sampling.num"):
+            yield f"diffuse-jax sample {run}"
         yield f"diffuse-jax evaluate {run}{source}"

@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 
 from diffuse_jax._fields import FLAG, ROW, TEXT, Kind, integer, number, optional
 from diffuse_jax.config.errors import ConfigError
-from diffuse_jax.nets import DDPM, MLP, NCSNpp
+from diffuse_jax.nets import DDPM, MLP, Encoder, NCSNpp
 from diffuse_jax.nets.edm import ADM, SongUNet
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
 from diffuse_jax.nets.unet2d import UNet2D
@@ -30,13 +30,14 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "adm": ADM,
     "unet2d": UNet2D,
     "mlp": MLP,
+    "encoder": Encoder,
 }
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": adam, "adamw": adamw, "radam": radam}
 
 #: Fields of networks that are not options of an experiment: the data say how large the images are, how many channels
 #: and classes there are, and whether they are augmented, and their range says `centered`; the table of noise levels
-#: is that of the process.
+#: is that of the process; how many features come out the method says.
 DERIVED = (
     "num_classes",
     "label_dim",
@@ -46,6 +47,7 @@ DERIVED = (
     "centered",
     "img_resolution",
     "out_channels",
+    "out_features",
     "augment_dim",
     "sigma_min",
     "sigma_max",
@@ -85,8 +87,9 @@ def base() -> ConfigDict:
         {
             # Randomness of initial parameters, data order, noise, dropout.
             "seed": 0,
-            # What is trained: denoising, or "package.module:function" that makes a training.Method of (config, data);
-            # the other fields of the section are those of that method.
+            # What is trained: denoising; classifier, which knows the noise and wants data.labels; or
+            # "package.module:function" that makes a training.Method of (config, data); the other fields of the section
+            # are those of that method.
             "method": {"name": "denoising"},
             "data": {
                 # digits, moons, checkerboard, eight_gaussians, rings, tfds:NAME, a .npy or .npz file, or a folder.
