@@ -75,3 +75,7 @@ def cosine(config: Any) -> Any:
     """α = cos(bend·t), σ = sin(bend·t): a process of one's own that reads a field of its own."""
     bend = config.bend
     return from_log_alpha_sigma(lambda t: jnp.log(jnp.cos(bend * t)), lambda t: jnp.log(jnp.sin(bend * t)), t_min=1e-3)
+
+
+def brightness(samples, dataset, config):
+    return {"brightness": float(samples.mean()), "of": dataset.name}
