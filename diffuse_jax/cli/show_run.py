@@ -17,6 +17,7 @@ from diffuse_jax.cli.common import workdir_of
 from diffuse_jax.cli.sample_files import FOLDER
 from diffuse_jax.config import ConfigError, base
 from diffuse_jax.config.build import DataInfo
+from diffuse_jax.config.method_section import reads
 from diffuse_jax.config.sampling_section import value_of
 from diffuse_jax.config.workdir import CHECKPOINTS, read_run
 from diffuse_jax.nets import param_count
@@ -56,13 +57,25 @@ def _experiment(c: ConfigDict, data: DataInfo, rows: int | None, parameters: str
     levels = "" if data.levels is None else f", {data.levels} grey levels"
     classes = "" if data.num_classes is None else f", {data.num_classes} classes"
     yield "data", f"{c.data.source or 'not known'}: {number}rows of shape {data.shape}{levels}{classes}"
-    defaults = base().sde
-    own = [f"{name}={value}" for name, value in c.sde.items() if name != "name" and value != defaults.get(name)]
-    yield "process", ", ".join([c.sde.name, *own])
+    method = c.method.name
+    yield "method", _named(c.method)
+    if reads(method, "sde"):
+        yield "process", _named(c.sde, base().sde)
     yield "network", c.model.name + parameters
-    yield "parameterization", f"{c.parameterization.name}, c_noise {c.parameterization.c_noise}"
-    stratified = ", stratified" if c.loss.stratified else ""
-    yield "loss", f"weight {c.loss.weight}, times {c.loss.times}{stratified}, batches of {c.training.batch_size}"
+    if reads(method, "parameterization"):
+        yield "parameterization", f"{c.parameterization.name}, c_noise {c.parameterization.c_noise}"
+    batches = f"batches of {c.training.batch_size}"
+    if reads(method, "loss"):
+        stratified = ", stratified" if c.loss.stratified else ""
+        yield "loss", f"weight {c.loss.weight}, times {c.loss.times}{stratified}, {batches}"
+    else:
+        yield "training", batches
+
+
+def _named(section: ConfigDict, defaults: Mapping[str, Any] = {}) -> str:
+    """The name of a section, and those of its fields that are not as they are by default."""
+    own = (f"{field}={value}" for field, value in section.items() if field != "name" and value != defaults.get(field))
+    return ", ".join([section.name, *own])
 
 
 def _parameters(kept: Checkpoints, steps: Sequence[int]) -> str:
@@ -110,6 +123,8 @@ def _last_lines(path: pathlib.Path) -> list[Mapping[str, Any]]:
 
 def _sampling(config: ConfigDict) -> str:
     c = config.sampling
+    if not reads(config.method.name, "sampling.solver"):
+        return f"{c.num} samples"
     dtype = f", {c.dtype}" if c.dtype else ""
     steps = len(c.times) - 1 if c.grid == "explicit" and c.times else value_of(c, "steps")
     return f"{c.solver}, {steps} steps on grid {c.grid}, finish {c.finish}{dtype}; {c.num} samples"
@@ -129,12 +144,17 @@ def _files(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _samples(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    return f"{facts.get('num')} samples of step {facts.get('checkpoint')}, {facts.get('solver')}"
+    return f"{facts.get('num')} samples of step {facts.get('checkpoint')}{_by(facts)}"
 
 
 def _sample_files(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
     count = sum(1 for file in path.iterdir() if file.suffix in (".png", ".npz") and not file.name.startswith("."))
-    return f"{count} files, {facts.get('format')}, of step {facts.get('checkpoint')}, {facts.get('solver')}"
+    return f"{count} files, {facts.get('format')}, of step {facts.get('checkpoint')}{_by(facts)}"
+
+
+def _by(facts: Mapping[str, Any]) -> str:
+    """The solver, of samples that one drew."""
+    return f", {facts['solver']}" if "solver" in facts else ""
 
 
 def _numbers(*names: str) -> Callable[[pathlib.Path, Mapping[str, Any]], str]:

@@ -21,14 +21,14 @@ from diffuse_jax.config.parts import (
     make_sampling_net,
 )
 from diffuse_jax.config.sampling_section import SamplingPlan, sampling_plan
-from diffuse_jax.config.schema import base
+from diffuse_jax.config.schema import METHOD_FIELDS, base
 from diffuse_jax.methods.denoising import one_row
-from diffuse_jax.nets import LinenNet
+from diffuse_jax.nets import LinenAutoencoder, LinenNet
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE
 from diffuse_jax.training import Method
 
-__all__ = ["METHODS", "build_method"]
+__all__ = ["METHODS", "build_method", "reads"]
 
 _WEIGHTS: dict[str, Callable[[ConfigDict], Callable[..., jax.Array]]] = {
     "sigma2": lambda config: losses.sigma_squared,
@@ -55,12 +55,30 @@ def build_method(config: ConfigDict, data: DataInfo) -> Experiment:
     name = config.method.name
     if ":" in name:
         return _own(config, data)
-    build, reads = choose(METHODS, name, "method.name")
-    for part, defaults in base().items():
-        if part in _DENOISING - reads and config[part].to_dict() != defaults.to_dict():
+    build, _ = choose(METHODS, name, "method.name")
+    if lacking := [field for field in METHOD_FIELDS[name] if field not in config.method]:
+        raise ConfigError(
+            f"config.method lacks {lacking[0]!r}: in an experiment file it is config.method = method({name!r})"
+        )
+    defaults = base()
+    for part in sorted(part for part in _DENOISING if not reads(name, part)):
+        if _at(config, part) != _at(defaults, part):
             raise ConfigError(f"config.{part} is not read by config.method.name={name!r}: leave it as it is")
     experiment: Experiment = build(config, data)
     return experiment
+
+
+def reads(name: str, part: str) -> bool:
+    """Whether a method of that name reads a section, or a field of one, that not every method does; one's own may read
+    any."""
+    return ":" in name or part in METHODS[name][1]
+
+
+def _at(config: ConfigDict, part: str) -> Any:
+    """A section, or "section.field"."""
+    for name in part.split("."):
+        config = config[name]
+    return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
 def _own(config: ConfigDict, data: DataInfo) -> Experiment:
@@ -105,6 +123,7 @@ def _denoising(config: ConfigDict, data: DataInfo) -> Experiment:
             t_min=config.loss.t_min,
             rtol=c.rtol,
             atol=c.atol,
+            facts={"trace": c.trace, "probes": c.probes},
         ),
         augmentation=config.data.augment,
         drop=config.loss.drop_conditions,
@@ -115,6 +134,38 @@ def _denoising(config: ConfigDict, data: DataInfo) -> Experiment:
     return Experiment(
         config, data, method, codec, params, sde=sde, net=net, parameterization=parameterization, plan=plan
     )
+
+
+def _autoencoder(config: ConfigDict, data: DataInfo) -> Experiment:
+    if data.levels is None:
+        raise ConfigError(
+            f"config.method.name={config.method.name!r} is for images of grey levels; the data of config.data.source="
+            f"{config.data.source!r} are vectors of shape {data.shape}"
+        )
+    if config.data.dequantize:
+        raise ConfigError(
+            "config.data.dequantize=True spreads the grey levels of which config.method.name='autoencoder' gives the "
+            "probability: leave it out"
+        )
+    codec = pixels(config, data)
+    try:
+        net = LinenAutoencoder(make_network(config, data).module)
+        method = methods.autoencoder(
+            net,
+            codec,
+            kl_weight=config.method.kl_weight,
+            draws=config.evaluation.probes,
+            optimizer=make_optimizer(config.optimizer, config.training.steps),
+            ema=make_ema(config),
+        )
+    except ConfigError:
+        raise
+    except Exception as error:  # Flax has types of its own, and a module of one's own may raise any
+        raise ConfigError(
+            f"config.model.name={config.model.name!r} is no autoencoder of data of shape {data.shape}: {line(error)}"
+        ) from error
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
+    return Experiment(config, data, method, codec, params, extra)
 
 
 def pixels(config: ConfigDict, data: DataInfo) -> Pixels:
@@ -169,8 +220,14 @@ def _denoiser_shapes(name: str, net: LinenNet, parameterization: Parameterizatio
     return params
 
 
-#: The sections that say how a denoiser is trained and sampled, and which of them each method reads.
-_DENOISING = {"sde", "parameterization", "loss"}
+#: The sections, and the fields of others, that say how a denoiser is trained, sampled and evaluated; and which of them
+#: each method reads.
+_DENOISING = {
+    *("sde", "parameterization", "loss"),
+    *(f"sampling.{field}" for field in base().sampling if field not in ("num", "batch_size")),
+    *(f"evaluation.{field}" for field in ("trace", "probes", "rtol", "atol")),
+}
 METHODS: dict[str, tuple[Callable[[ConfigDict, DataInfo], Experiment], set[str]]] = {
     "denoising": (_denoising, _DENOISING),
+    "autoencoder": (_autoencoder, {"evaluation.probes"}),
 }
