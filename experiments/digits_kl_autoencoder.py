@@ -8,14 +8,14 @@ from diffuse_jax.config import base, method, network
 def get_config() -> ConfigDict:
     config = base()
     config.method = method("autoencoder", kl_weight=1.0)
-    config.model = network("autoencoder", latent_channels=4, nf=16, ch_mult=(1, 2, 2), num_res_blocks=1)
+    config.model = network("autoencoder", latent_channels=4, nf=16, ch_mult=(1, 2, 2), num_res_blocks=1, dropout=0.1)
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup = 200
     config.optimizer.decay = "linear"
     config.ema.halflife_images = 30_000.0
     config.ema.warmup = True
     config.training.batch_size = 64
-    config.training.steps = 3000
+    config.training.steps = 2000
     config.training.steps_per_call = 10
     config.training.checkpoint_every = 500
     config.training.evaluate_every = 500
