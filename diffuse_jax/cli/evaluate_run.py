@@ -25,7 +25,7 @@ from diffuse_jax.config import Experiment, load_data
 from diffuse_jax.config.choices import choose
 from diffuse_jax.data import DataError, Dataset
 from diffuse_jax.evaluation import HeldoutRows, PCAFeatures, frechet_between, likelihoods, mean_and_error
-from diffuse_jax.training import Likelihoods
+from diffuse_jax.training import Density, Likelihoods
 
 _PCA_ROWS = 10_000
 
@@ -132,9 +132,8 @@ def likelihood(args: argparse.Namespace, overrides: Sequence[str]) -> int:
             "bits_per_dim": bits,
             "bits_per_dim_error": _finite(error),
             "evaluations": float(found.evaluations.mean()),
-            "trace": run.experiment.config.evaluation.trace,
-            "probes": run.experiment.config.evaluation.probes,
-            "log_prob_error_of_trace": _finite(float(np.sqrt(np.mean(np.square(found.error)) / len(found.error)))),
+            **_density(run).facts,
+            "log_prob_error_of_estimate": _finite(float(np.sqrt(np.mean(np.square(found.error)) / len(found.error)))),
             "seed": args.seed,
             "each": {"log_prob": found.log_prob.tolist(), "bits_per_dim": found.bits_per_dim.tolist()},
         },
@@ -155,10 +154,8 @@ def _with_test_part(run: TrainedRun, least: int) -> Dataset:
 
 
 def _likelihoods(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> Likelihoods:
-    log_prob = run.experiment.method.log_prob
-    assert log_prob is not None
     return likelihoods(
-        log_prob,
+        _density(run),
         run.model,
         dataset.test,
         min(n, len(dataset.test)),
@@ -167,6 +164,11 @@ def _likelihoods(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> Likeli
         batch_size=run.experiment.config.sampling.batch_size,
         progress="likelihoods",
     )
+
+
+def _density(run: TrainedRun) -> Density:
+    assert run.experiment.method.log_prob is not None
+    return run.experiment.method.log_prob
 
 
 def _frechet(samples: np.ndarray, dataset: Dataset, config: ConfigDict) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def _experiment(c: ConfigDict, data: DataInfo, rows: int | None, parameters: str
     levels = "" if data.levels is None else f", {data.levels} grey levels"
     classes = "" if data.num_classes is None else f", {data.num_classes} classes"
     yield "data", f"{c.data.source or 'not known'}: {number}rows of shape {data.shape}{levels}{classes}"
-    yield "method", c.method.name
-    yield "process", _read(c, {"sde": _process(c.sde)})
+    yield "method", _named(c.method)
+    yield "process", _read(c, {"sde": _named(c.sde, base().sde)})
     yield "network", c.model.name + parameters
     parameterization, c_noise = c.parameterization.name, f"c_noise {c.parameterization.c_noise}"
     yield (
@@ -76,11 +76,10 @@ def _experiment(c: ConfigDict, data: DataInfo, rows: int | None, parameters: str
     yield ("loss", f"{loss}, {batches}") if loss else ("training", batches)
 
 
-def _process(c: ConfigDict) -> str:
-    """The name of a process, and those of its fields that are not as they are by default."""
-    defaults = base().sde
-    own = [f"{name}={value}" for name, value in c.items() if name != "name" and value != defaults.get(name)]
-    return ", ".join([c.name, *own])
+def _named(section: ConfigDict, defaults: Mapping[str, Any] = {}) -> str:
+    """The name of a section, and those of its fields that are not as they are by default."""
+    own = (f"{field}={value}" for field, value in section.items() if field != "name" and value != defaults.get(field))
+    return ", ".join([section.name, *own])
 
 
 def _read(config: ConfigDict, words: Mapping[str, str]) -> str:
@@ -133,6 +132,8 @@ def _last_lines(path: pathlib.Path) -> list[Mapping[str, Any]]:
 
 def _sampling(config: ConfigDict) -> str:
     c = config.sampling
+    if not reads(config.method.name, "sampling.solver"):
+        return f"{c.num} samples"
     dtype = f", {c.dtype}" if c.dtype else ""
     steps = len(c.times) - 1 if c.grid == "explicit" and c.times else value_of(c, "steps")
     return f"{c.solver}, {steps} steps on grid {c.grid}, finish {c.finish}{dtype}; {c.num} samples"
@@ -152,12 +153,17 @@ def _files(workdir: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 def _samples(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
-    return f"{facts.get('num')} samples of step {facts.get('checkpoint')}, {facts.get('solver')}"
+    return f"{facts.get('num')} samples of step {facts.get('checkpoint')}{_by(facts)}"
 
 
 def _sample_files(path: pathlib.Path, facts: Mapping[str, Any]) -> str:
     count = sum(1 for file in path.iterdir() if file.suffix in (".png", ".npz") and not file.name.startswith("."))
-    return f"{count} files, {facts.get('format')}, of step {facts.get('checkpoint')}, {facts.get('solver')}"
+    return f"{count} files, {facts.get('format')}, of step {facts.get('checkpoint')}{_by(facts)}"
+
+
+def _by(facts: Mapping[str, Any]) -> str:
+    """The solver, of samples that one drew."""
+    return f", {facts['solver']}" if "solver" in facts else ""
 
 
 def _numbers(*names: str) -> Callable[[pathlib.Path, Mapping[str, Any]], str]:

@@ -5,7 +5,7 @@ from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.experiment_files import experiments, override, read, resolve
 from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.config.sampling_section import SamplingPlan, sampling_plan
-from diffuse_jax.config.schema import base, network
+from diffuse_jax.config.schema import base, method, network
 from diffuse_jax.config.workdir import load
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "experiments",
     "load",
     "load_data",
+    "method",
     "network",
     "override",
     "read",

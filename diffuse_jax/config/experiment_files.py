@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from diffuse_jax._fields import TEXT, check_fields
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.sampling_section import settle
-from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
+from diffuse_jax.config.schema import METHOD_FIELDS, NETWORKS, base, field_kinds, method, network
 
 __all__ = ["OPEN", "experiments", "override", "read", "resolve"]
 
@@ -101,13 +101,15 @@ OPEN = ("model", "sde", "method", "parameterization", "optimizer")
 
 
 def _fields_of(section: str, content: Mapping[str, Any]) -> ConfigDict | None:
-    """The fields that a section may have; None where these are one's own, or of a network that there is not, which is
-    refused by its name where it would be made."""
+    """The fields that a section may have; None where these are one's own, or of a network or method that there is not,
+    which is refused by its name where it would be made."""
     if section == "own":
         return None
     name = content["name"] if section in OPEN else ""
     if ":" in name or (section == "model" and name not in NETWORKS):
         return None
+    if section == "method":
+        return method(name) if name in METHOD_FIELDS else None
     return network(name) if section == "model" else base().get(section)
 
 

@@ -23,9 +23,9 @@ from diffuse_jax.config.parts import (
     make_sampling_net,
 )
 from diffuse_jax.config.sampling_section import SamplingPlan, sampling_plan
-from diffuse_jax.config.schema import base
+from diffuse_jax.config.schema import METHOD_FIELDS, base
 from diffuse_jax.methods.denoising import one_row
-from diffuse_jax.nets import LinenNet
+from diffuse_jax.nets import LinenAutoencoder, LinenNet
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE
 from diffuse_jax.training import Method
@@ -58,6 +58,10 @@ def build_method(config: ConfigDict, data: DataInfo) -> Experiment:
     if ":" in name:
         return _own(config, data)
     build, _ = choose(METHODS, name, "method.name")
+    if lacking := [field for field in METHOD_FIELDS[name] if field not in config.method]:
+        raise ConfigError(
+            f"config.method lacks {lacking[0]!r}: in an experiment file it is config.method = method({name!r})"
+        )
     defaults = base()
     for field, value, default in (found for part in sorted(_DENOISING) for found in _fields_of(config, defaults, part)):
         if value != default and not reads(name, field):
@@ -123,6 +127,7 @@ def _denoising(config: ConfigDict, data: DataInfo) -> Experiment:
             t_min=config.loss.t_min,
             rtol=c.rtol,
             atol=c.atol,
+            facts={"trace": c.trace, "probes": c.probes},
         ),
         augmentation=config.data.augment,
         drop=config.loss.drop_conditions,
@@ -157,6 +162,38 @@ def _classifier(config: ConfigDict, data: DataInfo) -> Experiment:
         **noise_times(config, sde),
     )
     return Experiment(config, data, method, codec, params, sde=sde, net=net)
+
+
+def _autoencoder(config: ConfigDict, data: DataInfo) -> Experiment:
+    if data.levels is None:
+        raise ConfigError(
+            f"config.method.name={config.method.name!r} is for images of grey levels; the data of config.data.source="
+            f"{config.data.source!r} are vectors of shape {data.shape}"
+        )
+    if config.data.dequantize:
+        raise ConfigError(
+            "config.data.dequantize=True spreads the grey levels of which config.method.name='autoencoder' gives the "
+            "probability: leave it out"
+        )
+    codec = pixels(config, data)
+    try:
+        net = LinenAutoencoder(make_network(config, data).module)
+        method = methods.autoencoder(
+            net,
+            codec,
+            kl_weight=config.method.kl_weight,
+            draws=config.evaluation.probes,
+            optimizer=make_optimizer(config.optimizer, config.training.steps),
+            ema=make_ema(config),
+        )
+    except ConfigError:
+        raise
+    except Exception as error:  # Flax has types of its own, and a module of one's own may raise any
+        raise ConfigError(
+            f"config.model.name={config.model.name!r} is no autoencoder of data of shape {data.shape}: {line(error)}"
+        ) from error
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
+    return Experiment(config, data, method, codec, params, extra)
 
 
 def pixels(config: ConfigDict, data: DataInfo) -> Pixels:
@@ -245,4 +282,5 @@ _NOISING = frozenset({"sde", *(f"loss.{field}" for field in ("times", "p_mean", 
 METHODS: dict[str, tuple[Callable[[ConfigDict, DataInfo], Experiment], frozenset[str]]] = {
     "denoising": (_denoising, _DENOISING),
     "classifier": (_classifier, _NOISING | {"parameterization.c_noise"}),
+    "autoencoder": (_autoencoder, frozenset({"sampling.num", "sampling.batch_size", "evaluation.probes"})),
 }

@@ -48,9 +48,10 @@ _CADENCE = Range(0, _INT32)
 #: What a loop or a table goes through: more would not end.
 _STEPS = Range(1, 1_000_000)
 
-#: Of the fields of `base()` except those of networks; of a tuple each entry.
+#: Of the fields of `base()` and of methods, except those of networks; of a tuple each entry.
 RANGES: dict[str, Range] = {
     "seed": Range(0, 2**32 - 1),
+    "method.kl_weight": _NOT_NEGATIVE,
     "data.image_size": Range(1, 2**15),
     "data.channels": Range(1, 3),
     "data.holdout": _BELOW_ONE,

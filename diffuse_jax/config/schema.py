@@ -13,13 +13,13 @@ from ml_collections.config_dict import placeholder
 
 from diffuse_jax._fields import FLAG, ROW, TEXT, Kind, integer, number, optional
 from diffuse_jax.config.errors import ConfigError
-from diffuse_jax.nets import DDPM, MLP, Encoder, NCSNpp
+from diffuse_jax.nets import DDPM, MLP, Autoencoder, Encoder, NCSNpp
 from diffuse_jax.nets.edm import ADM, SongUNet
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
 from diffuse_jax.nets.unet2d import UNet2D
 from diffuse_jax.training import adam, adamw, radam
 
-__all__ = ["DERIVED", "NETWORKS", "OPTIMIZERS", "base", "field_kinds", "network"]
+__all__ = ["DERIVED", "METHOD_FIELDS", "NETWORKS", "OPTIMIZERS", "base", "field_kinds", "method", "network"]
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "ncsnpp": NCSNpp,
@@ -31,6 +31,15 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "unet2d": UNet2D,
     "mlp": MLP,
     "encoder": Encoder,
+    "autoencoder": Autoencoder,
+}
+
+#: The fields of `config.method` beside the name, of each method, with their defaults.
+METHOD_FIELDS: dict[str, dict[str, Any]] = {
+    "denoising": {},
+    "classifier": {},
+    # The weight of the latents' divergence from N(0, I); with 1 the loss is a bound on the code length.
+    "autoencoder": {"kl_weight": 1.0},
 }
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": adam, "adamw": adamw, "radam": radam}
@@ -68,6 +77,17 @@ def network(name: str, **options: Any) -> ConfigDict:
     return config
 
 
+def method(name: str, **options: Any) -> ConfigDict:
+    """`config.method` for a method of `METHOD_FIELDS`: its fields at their defaults, but for those given. ConfigError
+    for another name, or another field."""
+    if name not in METHOD_FIELDS:
+        raise ConfigError(f"method: {name!r} must be one of {', '.join(METHOD_FIELDS)}")
+    fields = METHOD_FIELDS[name]
+    if unknown := [field for field in options if field not in fields]:
+        raise ConfigError(f"method: {name!r} has no field {unknown[0]!r}; it has {', '.join(fields) or 'none'}")
+    return ConfigDict({"name": name, **fields, **options})
+
+
 def _default(field: "dataclasses.Field[Any]") -> Any:
     """The default of a field, or where that is None a placeholder of the field's type."""
     default: Any = field.default
@@ -87,10 +107,10 @@ def base() -> ConfigDict:
         {
             # Randomness of initial parameters, data order, noise, dropout.
             "seed": 0,
-            # What is trained: denoising; classifier, which knows the noise and wants data.labels; or
+            # What is trained: denoising; classifier, which knows the noise and wants data.labels; autoencoder; or
             # "package.module:function" that makes a training.Method of (config, data); the other fields of the section
             # are those of that method.
-            "method": {"name": "denoising"},
+            "method": method("denoising"),
             "data": {
                 # digits, moons, checkerboard, eight_gaussians, rings, tfds:NAME, a .npy or .npz file, or a folder.
                 "source": "digits",
@@ -269,7 +289,8 @@ def base() -> ConfigDict:
                 # hutchinson or gaussian, of signs or of normal draws; exact: as many derivatives an evaluation as the
                 # data have dimensions.
                 "trace": "hutchinson",
-                # Probes of the estimated trace: with several, each row's log p has a standard error.
+                # Probes of the estimated trace, or draws of an autoencoder's latent: with several, each row's log p has
+                # a standard error.
                 "probes": 1,
                 "rtol": 1e-3,
                 "atol": 1e-3,

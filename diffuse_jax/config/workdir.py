@@ -19,7 +19,7 @@ from diffuse_jax.config.build import DataInfo, Experiment, build
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.experiment_files import OPEN
 from diffuse_jax.config.sampling_section import forget_unread
-from diffuse_jax.config.schema import NETWORKS, base, field_kinds, network
+from diffuse_jax.config.schema import METHOD_FIELDS, NETWORKS, base, field_kinds, method, network
 from diffuse_jax.training import CHECKPOINTS
 
 __all__ = ["CHECKPOINTS", "check_fits", "load", "read_run", "restore", "write_run"]
@@ -137,6 +137,8 @@ def _sections(stored: dict[str, Any], where: str) -> ConfigDict:
             config[name] = ConfigDict(stored[name])
     check_fields(stored, {"own": GROUP}, where, CheckpointError)
     config.own = ConfigDict(stored.get("own", {}))
+    if (name := stored.get("method", {}).get("name")) in METHOD_FIELDS:
+        config.method = method(name)
     if (name := stored["model"]["name"]) in NETWORKS:
         config.model = network(name)
     elif ":" not in name:

@@ -1,6 +1,6 @@
 """Held-out data under what was trained: numbers of each row, always with the same randomness, and likelihoods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from diffuse_jax.data.sources import Source
 from diffuse_jax.evaluation.chunks import everywhere, map_chunks, shard
 from diffuse_jax.sampling import sample_keys
-from diffuse_jax.training.method import Draws, Likelihoods, Loss
+from diffuse_jax.training.method import Density, Draws, Likelihoods, Loss
 
 __all__ = ["HeldoutRows", "likelihoods", "mean_and_error", "of_loss"]
 
@@ -73,7 +73,7 @@ class HeldoutRows:
 
 
 def likelihoods(
-    log_prob: Callable[[Any, Mapping[str, jax.Array], jax.Array], Likelihoods],
+    log_prob: Density,
     model: Any,
     source: Source,
     n: int,
@@ -105,7 +105,7 @@ def likelihoods(
         FloatingPointError: Where a row's solve did not finish.
     """
     keys = sample_keys(seed, n)
-    run = jax.jit(log_prob)
+    run = jax.jit(log_prob.function)
     model = everywhere(mesh, model)
 
     def chunk(index: np.ndarray) -> Any:

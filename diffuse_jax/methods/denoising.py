@@ -26,7 +26,7 @@ from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sampling import NoiseSource, count_evaluations, denoise_once, keyed_noise, last_mean, solve
 from diffuse_jax.sde import SDE
 from diffuse_jax.solvers import Solver
-from diffuse_jax.training import Draw, Drawn, Draws, Likelihoods, LossOutput, Method, Update, adam, ema_decay
+from diffuse_jax.training import Density, Draw, Drawn, Draws, Likelihoods, LossOutput, Method, Update, adam, ema_decay
 
 __all__ = ["denoising", "flow_log_prob", "objective", "solver_draw"]
 
@@ -43,7 +43,7 @@ def denoising(
     parameterization: Parameterization = parameterizations.noise,
     conditions: Mapping[str, Condition] | None = None,
     draw: Draw | None = None,
-    log_prob: Callable[..., Any] | None = None,
+    log_prob: Density | None = None,
     **options: Any,
 ) -> Method:
     """Denoising score matching: one network, one loss.
@@ -192,7 +192,8 @@ def flow_log_prob(
     t_min: float | None = None,
     rtol: float = 1e-3,
     atol: float = 1e-3,
-) -> Callable[[Any, Any, jax.Array], Likelihoods]:
+    facts: Mapping[str, Any] | None = None,
+) -> Density:
     """The log-likelihood of the probability flow, as the `log_prob` of a method whose model is a denoiser.
 
     Discrete data are dequantized uniformly: of them it bounds a log probability from below.
@@ -204,9 +205,10 @@ def flow_log_prob(
         t_min: The time of which x(t_min) is the data; None is the process's own.
         rtol: The relative tolerance of the ODE solver.
         atol: The absolute tolerance.
+        facts: What decides the numbers, in words.
 
     Returns:
-        `log_prob(denoise, batch, keys) -> Likelihoods` of the rows.
+        The `log_prob` of a method whose model is a denoiser.
     """
     spread = dataclasses.replace(codec, flip=False, dequantize=codec.levels is not None)
     solve: dict[str, Any] = {"trace": trace, "probes": probes, "t_min": t_min, "rtol": rtol, "atol": atol}
@@ -218,4 +220,4 @@ def flow_log_prob(
         found = log_prob(denoise, x, keys=keys, cond=cond, **solve)
         return Likelihoods(found.log_prob, found.error, codec.bits_per_dim(found.log_prob), found.evaluations)
 
-    return of_rows
+    return Density(of_rows, dict(facts or {}))

@@ -6,10 +6,12 @@ given is its null; one that the network has no field for is a ValueError.
 
 For images: `NCSNpp` (which DDPM++ is a setting of), `DDPM`, and the others that published weights need: `NCSN` and
 `NCSNv2`, EDM's `SongUNet` and `ADM`, diffusers' `UNet2D`. `MLP` is for vectors. `Encoder` and `Decoder` are the halves
-of a U-Net, for classifiers and autoencoders; `TransformerBlock` and `TokenEncoder` are parts to build with. Anything
-callable as `net(params, x, c_noise, *, cond, rng)` serves in their place: `LinenNet` makes one of a Linen module.
+of a U-Net, for classifiers and autoencoders, of which `Autoencoder` joins the two; `TransformerBlock` and
+`TokenEncoder` are parts to build with. Anything callable as `net(params, x, c_noise, *, cond, rng)` serves in their
+place: `LinenNet` makes one of a Linen module.
 """
 
+from diffuse_jax.nets.autoencoder import Autoencoder, LinenAutoencoder
 from diffuse_jax.nets.ddpm import DDPM
 from diffuse_jax.nets.decoder import Decoder
 from diffuse_jax.nets.edm import ADM, SongUNet
@@ -26,8 +28,10 @@ __all__ = [
     "DDPM",
     "MLP",
     "NCSN",
+    "Autoencoder",
     "Decoder",
     "Encoder",
+    "LinenAutoencoder",
     "LinenNet",
     "NCSNpp",
     "NCSNv2",

@@ -1,7 +1,7 @@
 """Training: the state, one pure update, its compilation over devices, and the loop around it."""
 
 from diffuse_jax.training.loop import Callback, NonFiniteLoss, Outcome, fit
-from diffuse_jax.training.method import Draw, Drawn, Draws, Likelihoods, Loss, LossOutput, Method, Update
+from diffuse_jax.training.method import Density, Draw, Drawn, Draws, Likelihoods, Loss, LossOutput, Method, Update
 from diffuse_jax.training.optimizers import adam, adamw, radam
 from diffuse_jax.training.pmap import pmap_batched, pmap_step, replicate, unreplicate
 from diffuse_jax.training.runs import CHECKPOINTS, begin, first_state, run_key, train
@@ -23,6 +23,7 @@ from diffuse_jax.training.step import Metrics, Occasional, StepFn, scan_steps, s
 __all__ = [
     "CHECKPOINTS",
     "Callback",
+    "Density",
     "Draw",
     "Drawn",
     "Draws",

@@ -18,7 +18,7 @@ import optax
 
 from diffuse_jax._pytree import pytree, static
 
-__all__ = ["Draw", "Drawn", "Draws", "Likelihoods", "Loss", "LossOutput", "Method", "Update"]
+__all__ = ["Density", "Draw", "Drawn", "Draws", "Likelihoods", "Loss", "LossOutput", "Method", "Update"]
 
 
 @pytree
@@ -121,7 +121,8 @@ class Likelihoods(NamedTuple):
     """The likelihood of each row, all (n,).
 
     Args:
-        log_prob: log p in nats of the (dequantized) data in the model's range, or a bound from below.
+        log_prob: In nats log p of the (dequantized) data in the model's range, or log P of grey levels; or a bound from
+            below.
         error: Its standard error from what is estimated: 0 where nothing is, NaN where it is not known.
         bits_per_dim: Bits per dimension.
         evaluations: The evaluations of the network.
@@ -150,6 +151,19 @@ class Draw:
 
 
 @dataclass(frozen=True)
+class Density:
+    """How a method tells the likelihood of rows.
+
+    Args:
+        function: `function(model, batch, keys) -> Likelihoods`, pure: n rows and their keys.
+        facts: What decides the numbers beside the model, the rows and the keys, as it is written beside them.
+    """
+
+    function: Callable[[Any, Any, jax.Array], Likelihoods]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Method:
     """What a run trains. Commands ask for what a method can do by its presence, and never for its name.
 
@@ -161,7 +175,7 @@ class Method:
         heldout: Losses of held-out rows by name, evaluated without dropout.
         denoiser: `denoiser(params, extra)`; None where there is none.
         draw: How data are made; None where there is nothing to draw.
-        log_prob: `log_prob(model, batch, keys) -> Likelihoods` of rows; None where there is no density.
+        log_prob: How the likelihood of rows is told; None where there is no density.
         evaluations: `function(model, batch, draws) -> {name: (B,)}` of held-out rows, by name.
         pictures: `function(model, batch, draws) -> x (B, …)` in the model's range, shown as grids, by name.
     """
@@ -173,6 +187,6 @@ class Method:
     heldout: Mapping[str, Loss] = field(default_factory=dict)
     denoiser: Callable[[Any, Any], Any] | None = None
     draw: Draw | None = None
-    log_prob: Callable[[Any, Any, jax.Array], Likelihoods] | None = None
+    log_prob: Density | None = None
     evaluations: Mapping[str, Callable[[Any, Any, Draws], Mapping[str, jax.Array]]] = field(default_factory=dict)
     pictures: Mapping[str, Callable[[Any, Any, Draws], jax.Array]] = field(default_factory=dict)

@@ -104,6 +104,7 @@ TRAIN: list[tuple[str, ...]] = [
 #: A numeric field, bad values of it, and what must be set for the field to be read: each refused by name.
 NUMBERS: list[tuple[str, ...]] = [
     ("seed", "-1 4294967296 1.5 nan"),
+    ("method.kl_weight", "-1 nan inf"),
     ("data.image_size", "0 -1 32769 1.5"),
     ("data.channels", "0 -1 2 4"),
     ("data.holdout", "-0.1 1 1.5 nan inf -inf"),
@@ -212,6 +213,12 @@ EXPERIMENTS: list[tuple[Any, ...]] = [
     ),
     ("def get_config():\n c = base()\n c.model = network('mlp', widht=3)\n return c", "config.model has no", "'width'"),
     ("def get_config():\n c = base()\n c.model = network('resnet')\n return c", "'resnet' must be one of", "ncsnpp"),
+    ("def get_config():\n c = base()\n c.method = method('vae')\n return c", "'vae' must be one of", "autoencoder"),
+    ("def get_config():\n c = base()\n c.method = method('autoencoder', kl=1)\n return c", "'kl'", "kl_weight"),
+    (
+        "def get_config():\n c = base()\n c.method = ConfigDict({'name': 'autoencoder'})\n return c",
+        "config.method lacks kl_weight",
+    ),
     ("def get_config():\n c = base()\n c.sde = ConfigDict({'name': 'vp'})\n return c", "config.sde lacks", "beta_min"),
     ("def get_config():\n c = base()\n c.sampling.etaa = 3\n return c", "config.sampling has no field 'etaa'", "'eta'"),
     (
@@ -278,6 +285,31 @@ COMMANDS: list[tuple[str, ...]] = [
     ("train --config={file} --workdir={new}", "{file}", "ends in .py"),
     ("train --config=digits:x --workdir={new}", "--config=digits:x", "TypeError"),
     ("train --config=toy2d:nothing --workdir={new}", "'nothing'", "rings"),
+    *(
+        (f"train --config=digits_kl_autoencoder --workdir={{new}} --config.{argument}", *words)
+        for argument, *words in (
+            ("method.kl_weight=-1", "config.method.kl_weight=-1.0 must be at least 0 and finite"),
+            ("method.kl_weight=nan", "config.method.kl_weight=nan"),
+            ("method.kl=1", "config.method has no field 'kl'", "it has kl_weight, name"),
+            ("method.name=vae", "config.method.name='vae' must be one of denoising, autoencoder"),
+            ("data.source=rings", "config.method.name='autoencoder' is for images", "'rings' are vectors"),
+            ("data.dequantize=True", "config.data.dequantize=True", "leave it out"),
+            ("data.labels=True", "condition 'label'", "'autoencoder' does not read"),
+            ("data.augment=0.5", "config.data.augment=0.5"),
+            ("sde.beta_max=10.0", "config.sde is not read by config.method.name='autoencoder'"),
+            ("parameterization.name=v", "config.parameterization is not read by"),
+            ("loss.weight=g2", "config.loss is not read by"),
+            ("sampling.solver=ddim", "config.sampling.solver is not read by"),
+            ("evaluation.rtol=0.1", "config.evaluation.rtol is not read by"),
+            ("model.latent_channels=0", "config.model: latent_channels must be a positive integer; got 0"),
+            ("model.ch_mult=1,1,1,1,1", "is no autoencoder of data of shape (8, 8, 1)", "multiples of 16"),
+        )
+    ),
+    ("train --config=digits --workdir={new} --config.method.name=autoencoder", "config.method lacks 'kl_weight'"),
+    (
+        "train --config=digits_kl_autoencoder --workdir={new} --config.method.name=denoising",
+        "config.method has no field 'kl_weight'",
+    ),
     ("train --config=toy2d --workdir={file}", "--workdir={file} is a file: give a folder"),
     ("train --config=toy2d --workdir={file}/x", "{file} is no folder, and {file}/x must be one", "move it away"),
     ("train --dry_run --timeout=0", "--timeout", "'0'", "at least 1"),

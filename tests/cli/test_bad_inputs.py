@@ -86,7 +86,7 @@ def test_an_experiment_file_that_cannot_be_read_is_named(row, tmp_path, capfd):
     text, *words = row
     file = tmp_path / "digits.py"  # of a built-in experiment's name: a path is never taken for a name
     if text is not None:
-        imports = "from ml_collections import ConfigDict\nfrom diffuse_jax.config import base, network\n"
+        imports = "from ml_collections import ConfigDict\nfrom diffuse_jax.config import base, method, network\n"
         file.write_text(text if text.startswith("def get_config(:") else imports + text)
     line = refused(capfd, "train", f"--config={file}", f"--workdir={tmp_path / 'run'}")
     assert_says(line, [str(file), *words])

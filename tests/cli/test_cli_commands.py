@@ -119,10 +119,10 @@ def test_several_probes_give_each_row_an_error_and_one_gives_none(normal_run):
         with np.load(normal_run / "likelihood.npz") as file:
             error = file["error"]
         if probes == 1:
-            assert np.all(np.isnan(error)) and table["log_prob_error_of_trace"] is None
+            assert np.all(np.isnan(error)) and table["log_prob_error_of_estimate"] is None
         else:
             np.testing.assert_allclose(error, 0, atol=5e-3)
-            assert table["log_prob_error_of_trace"] == pytest.approx(0, abs=5e-3)
+            assert table["log_prob_error_of_estimate"] == pytest.approx(0, abs=5e-3)
 
 
 def test_the_evaluation_of_normal_data_holds_against_closed_forms(normal_run):
