@@ -241,15 +241,8 @@ def _derived(config: ConfigDict, data: DataInfo) -> dict[str, Any]:
 
 
 def _of_tokens(known: Condition | None) -> dict[str, int]:
-    """What a network must know of captions."""
-    return (
-        {"vocabulary": 0, "context_length": 1}
-        if known is None
-        else {
-            "vocabulary": known.values,
-            "context_length": known.shape[0],
-        }
-    )
+    """What a network must know of captions; without them it is told of no words, and of their number nothing."""
+    return {"vocabulary": 0} if known is None else {"vocabulary": known.values, "context_length": known.shape[0]}
 
 
 def make_sampling_net(config: ConfigDict, net: LinenNet) -> LinenNet:

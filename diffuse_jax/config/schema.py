@@ -261,6 +261,9 @@ def base() -> ConfigDict:
                 # Held-out rows for the loss, and for bits/dim (the costly one).
                 "num_loss": 1024,
                 "num_likelihood": 64,
+                # What is told of samples: frechet, or "package.module:function" of (samples, data set, config) that
+                # returns numbers by name.
+                "metrics": ("frechet",),
                 # Principal components of the training images in which the Fréchet distance is taken.
                 "pca_dims": 20,
                 # hutchinson or gaussian, of signs or of normal draws; exact: as many derivatives an evaluation as the

@@ -75,7 +75,7 @@ class ClassConstant(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: Any = None, *, train: bool) -> jax.Array:
-        label = jnp.zeros(x.shape[:1]) if cond is None else cond
+        label = jnp.zeros(x.shape[:1]) if cond is None else cond["label"]
         value = ((2 * label - 9) / 18)[:, None, None, None]
         return jnp.broadcast_to(value, x.shape) + 0 * self.param("unused", nn.initializers.zeros, (1,))
 
@@ -84,3 +84,7 @@ def cosine(config: Any) -> Any:
     """α = cos(bend·t), σ = sin(bend·t): a process of one's own that reads a field of its own."""
     bend = config.bend
     return from_log_alpha_sigma(lambda t: jnp.log(jnp.cos(bend * t)), lambda t: jnp.log(jnp.sin(bend * t)), t_min=1e-3)
+
+
+def brightness(samples, dataset, config):
+    return {"brightness": float(samples.mean()), "of": dataset.name}

@@ -67,7 +67,7 @@ def damaged(run_folder, what):
     [
         ("absent", ["holds no run"]),
         ("config.json", ["config.json is not JSON"]),
-        ("fields", ["config.json: data lacks shape, levels, num_classes"]),
+        ("fields", ["config.json: data lacks shape, levels"]),
         ("foreign", ["checkpoints/ but no config.json"]),
         ("empty", ["checkpoints"]),
         ("corrupt", ["checkpoints/8"]),
