@@ -28,6 +28,15 @@ TINY = [
     "--config.evaluation.num_samples=24",
 ]
 
+TINY_CLASSIFIER = [
+    "--config=digits_classifier",
+    *(f"--config.model.{field}" for field in ("nf=4", "ch_mult=(1,)", "attn_resolutions=()", "head=mean")),
+    *(f"--config.training.{name}=4" for name in ("steps", "log_every", "checkpoint_every", "evaluate_every")),
+    "--config.training.steps_per_call=2",
+    "--config.training.batch_size=16",
+    "--config.evaluation.num_loss=40",
+]
+
 
 def run(*argv: str) -> int:
     """The exit status of `diffuse-jax argv`, in this process."""
