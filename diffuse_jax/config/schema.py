@@ -143,6 +143,9 @@ def base() -> ConfigDict:
                 # adm what was done; mirroring, the first, is done to half of all images. 0: none.
                 "augment": 0.0,
             },
+            # Between data and the space in which the process runs: pixels, as they are, or "package.module:function" of
+            # (config, data) that makes a codecs.Codec; the other fields of the section are those of one's own.
+            "codec": {"name": "pixels"},
             "sde": {
                 # vp, subvp, ve, cosine, edm, flow, ddpm, smld, or "package.module:function" that makes a process from
                 # this section.
