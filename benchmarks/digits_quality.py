@@ -9,7 +9,9 @@ import argparse
 import json
 import sys
 
-from diffuse_jax.cli.common import labels_in_turn, sampler, to_data
+import numpy as np
+
+from diffuse_jax.cli.common import conditions_in_turn, sampler, to_data
 from diffuse_jax.config import build
 from diffuse_jax.config.workdir import read_run, restore
 from diffuse_jax.evaluation import digits_report
@@ -23,11 +25,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     experiment = build(*read_run(args.workdir))
-    params, step = restore(experiment, args.workdir)
-    labels = labels_in_turn(experiment, args.num)
-    drawn = sampler(experiment, make_mesh())(
-        experiment.sampling_denoiser(params), seed=args.seed, n=args.num, labels=labels
-    )
+    params, extra, step = restore(experiment, args.workdir)
+    conditions = conditions_in_turn(experiment)
+    cond = None if conditions is None else conditions(np.arange(args.num))
+    model = experiment.method.model(params, extra)
+    drawn = sampler(experiment, make_mesh())(model, seed=args.seed, n=args.num, cond=cond)
     print(json.dumps({"step": step, **digits_report(to_data(experiment, drawn.x))}, indent=2))
     return 0
 

@@ -27,7 +27,7 @@ def experiment_of(name: str, remat: bool) -> Any:
     from diffuse_jax.config import DataInfo, build, override, read
 
     config = override(read(name), [f"--config.model.remat={remat}"])
-    return build(config, DataInfo((32, 32, 3), 256, None))
+    return build(config, DataInfo((32, 32, 3), 256))
 
 
 def kept(experiment: Any) -> dict[int, float]:
@@ -38,11 +38,11 @@ def kept(experiment: Any) -> dict[int, float]:
     import jax
     import numpy as np
 
-    from diffuse_jax.training.step import step_randomness
+    from diffuse_jax.training import step_draws
 
     def backward(params: Any, batch: Any) -> Any:
-        rows, rng = step_randomness(experiment.key, jax.numpy.int32(0), _PROBE)
-        return jax.vjp(lambda p: experiment.loss(p, batch, rows, rng).mean(), params)[1]
+        draws = step_draws(jax.random.key(0), jax.numpy.int32(0), _PROBE)
+        return jax.vjp(lambda p: experiment.method.updates[0].loss(p, {}, batch, draws).each.mean(), params)[1]
 
     batch = {"x": jax.ShapeDtypeStruct((_PROBE, *experiment.data.shape), np.uint8)}
     sides: dict[int, float] = collections.defaultdict(float)

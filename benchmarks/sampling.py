@@ -44,14 +44,14 @@ class Net(NamedTuple):
 NETS = {
     "digits": Net(
         "digits",
-        DataInfo((8, 8, 1), 17, None),
+        DataInfo((8, 8, 1), 17),
         64,
         10,
         {"PC-1000": (PC, 1000), "Heun-18": (solvers.heun(), 18), "DDIM-50": (solvers.ddim(), 50)},
     ),
     "ncsnpp": Net(
         "cifar10_ve_ncsnpp_continuous",
-        DataInfo((32, 32, 3), 256, None),
+        DataInfo((32, 32, 3), 256),
         4,
         4,
         {"PC-20": (PC, 20), "Heun-20": (solvers.heun(), 20), "DDIM-20": (solvers.ddim(), 20)},

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from machine import this_machine
 
-from diffuse_jax.cli.common import labels_in_turn, sampler, to_data
+from diffuse_jax.cli.common import sampler, to_data
 from diffuse_jax.config import Experiment, build, override
 from diffuse_jax.config.workdir import read_run, restore
 from diffuse_jax.evaluation import digits_report
@@ -31,9 +31,7 @@ KINDS = {
 
 
 def drawn(experiment: Experiment, params: Any, num: int, seed: int) -> np.ndarray:
-    labels = labels_in_turn(experiment, num)
-    denoise = experiment.sampling_denoiser(params)
-    return sampler(experiment, make_mesh())(denoise, seed=seed, n=num, labels=labels).x
+    return sampler(experiment, make_mesh())(experiment.denoiser(params), seed=seed, n=num).x
 
 
 def compared(experiment: Experiment, x: np.ndarray, reference: np.ndarray) -> dict[str, float]:
@@ -56,7 +54,7 @@ def main() -> int:
     parser.add_argument("--out", help="a JSON file for the figures")
     args = parser.parse_args()
     config, data = read_run(args.workdir)
-    params, step = restore(build(config, data), args.workdir)
+    params, _, step = restore(build(config, data), args.workdir)
     found: dict[str, dict[str, dict[str, float]]] = {}
     for method, (solver, steps) in METHODS.items():
         sets = {}

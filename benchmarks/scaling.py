@@ -66,7 +66,7 @@ def paper() -> list[dict[str, Any]]:
 
     rows = []
     for label, name in _PUBLISHED.items():
-        leaves = jax.tree.leaves(build(read(name), DataInfo((32, 32, 3), 256, None)).params)
+        leaves = jax.tree.leaves(build(read(name), DataInfo((32, 32, 3), 256)).params)
         for devices in (8, 64):
             size = {True: 0, False: 0}
             for leaf in leaves:
@@ -88,7 +88,7 @@ def measured(devices: list[Any], fsdp: int = 1, steps: int = 3) -> dict[str, Any
     from diffuse_jax import solvers, times
     from diffuse_jax.config import build, load_data, read
     from diffuse_jax.evaluation import Sampler
-    from diffuse_jax.sampling import last_mean
+    from diffuse_jax.methods import solver_draw
     from diffuse_jax.training import compile_step, global_batch, make_mesh, make_state, state_sharding
 
     config = read("digits")
@@ -108,7 +108,7 @@ def measured(devices: list[Any], fsdp: int = 1, steps: int = 3) -> dict[str, Any
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"][0]))
     grid = times.uniform(experiment.sde, 10)
-    draw = Sampler(solvers.ddim(), grid, last_mean, mesh=mesh, batch_size=8)
+    draw = Sampler(solver_draw(experiment.sde, solvers.ddim(), grid), mesh=mesh, batch_size=8)
     return {
         "devices": len(devices),
         "fsdp": fsdp,

@@ -73,7 +73,7 @@ def trained(experiment: Any, dataset: Any, at: Sequence[int], began: float) -> I
 def measured(overrides: Sequence[str], at: Sequence[int]) -> list[dict[str, Any]]:
     """The quality of one recipe at each of the steps, with the images and the seconds it took."""
     began = time.perf_counter()
-    from diffuse_jax.cli.common import labels_in_turn, sampler, to_data
+    from diffuse_jax.cli.common import sampler, to_data
     from diffuse_jax.config import build, describe, load_data, read
     from diffuse_jax.evaluation import digits_report
     from diffuse_jax.training import make_mesh
@@ -81,11 +81,11 @@ def measured(overrides: Sequence[str], at: Sequence[int]) -> list[dict[str, Any]
     config = read("digits", overrides)
     dataset = load_data(config)
     experiment = build(config, describe(config, dataset))
-    draw, labels = sampler(experiment, make_mesh()), labels_in_turn(experiment, SAMPLES)
+    draw = sampler(experiment, make_mesh())
     rows = []
     for step, seconds, compiled, average in trained(experiment, dataset, at, began):
         clock = time.perf_counter()
-        drawn = draw(experiment.sampling_denoiser(average), seed=0, n=SAMPLES, labels=labels)
+        drawn = draw(experiment.denoiser(average), seed=0, n=SAMPLES)
         sampling = time.perf_counter() - clock
         report = digits_report(to_data(experiment, drawn.x))
         rows.append(

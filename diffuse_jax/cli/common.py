@@ -16,6 +16,7 @@ from diffuse_jax.checkpoints import Checkpoints
 from diffuse_jax.cli.commands import COMMANDS
 from diffuse_jax.cli.distributed import check_same, check_shared, from_first, together
 from diffuse_jax.cli.resources import check_writable
+from diffuse_jax.codecs import Codec
 from diffuse_jax.config import ConfigError, Experiment, build, override, read
 from diffuse_jax.config.workdir import CHECKPOINTS, check_fits, read_run, restore
 from diffuse_jax.data import Dataset
@@ -175,7 +176,12 @@ def heldout_losses(
 
 def to_data(experiment: Experiment, x: Any) -> np.ndarray:
     """Samples in the model's space as the data are: uint8 images (the nearest grey level), or float32 vectors."""
-    return np.asarray(jax.jit(experiment.codec.decode)(jax.numpy.asarray(x)))
+    return np.asarray(_decode(experiment.codec, x))
+
+
+@jax.jit
+def _decode(codec: Codec, x: Any) -> jax.Array:
+    return codec.decode(x)
 
 
 def picture(samples: np.ndarray) -> np.ndarray:

@@ -46,7 +46,8 @@ def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     path = free_name(run.workdir / "evaluation.json")
     write_json_atomic(path, rows)
-    print("\n".join(f"{name:24} {_text(value)}" for name, value in rows.items()))
+    width = max(24, *map(len, rows))
+    print("\n".join(f"{name:{width}} {_text(value)}" for name, value in rows.items()))
     print(f"written to {path}")
     return 0
 

@@ -23,7 +23,12 @@ from diffuse_jax.config.workdir import CHECKPOINTS, read_run
 from diffuse_jax.nets import param_count
 
 _TAIL = 2**20  # bytes of metrics.jsonl in which the last of each number is looked for
-_METRICS = {"loss": "loss", "heldout_loss": "held-out loss", "images_per_second": "images/s"}
+_METRICS = {
+    "loss": "loss",
+    "heldout_loss": "held-out loss",
+    "heldout_accuracy": "held-out accuracy",
+    "images_per_second": "images/s",
+}
 
 
 def show(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -42,7 +47,7 @@ def show(args: argparse.Namespace, overrides: Sequence[str]) -> int:
         *_experiment(config, data, read_json(workdir / "config.json").get("rows"), _parameters(kept, steps)),
         ("progress", _progress(config, steps)),
         ("metrics", _metrics(workdir / "metrics.jsonl")),
-        ("sampling", _sampling(config)),
+        ("sampling", _sampling(config) if reads(config.method.name, "sampling.num") else ""),
         *_files(workdir),
     ]
     print(f"{workdir}")
@@ -57,25 +62,29 @@ def _experiment(c: ConfigDict, data: DataInfo, rows: int | None, parameters: str
     levels = "" if data.levels is None else f", {data.levels} grey levels"
     classes = "" if data.num_classes is None else f", {data.num_classes} classes"
     yield "data", f"{c.data.source or 'not known'}: {number}rows of shape {data.shape}{levels}{classes}"
-    method = c.method.name
     yield "method", _named(c.method)
-    if reads(method, "sde"):
-        yield "process", _named(c.sde, base().sde)
+    yield "process", _read(c, {"sde": _named(c.sde, base().sde)})
     yield "network", c.model.name + parameters
-    if reads(method, "parameterization"):
-        yield "parameterization", f"{c.parameterization.name}, c_noise {c.parameterization.c_noise}"
+    parameterization, c_noise = c.parameterization.name, f"c_noise {c.parameterization.c_noise}"
+    yield (
+        "parameterization",
+        _read(c, {"parameterization.name": parameterization, "parameterization.c_noise": c_noise}),
+    )
+    stratified = ", stratified" if c.loss.stratified else ""
+    loss = _read(c, {"loss.weight": f"weight {c.loss.weight}", "loss.times": f"times {c.loss.times}{stratified}"})
     batches = f"batches of {c.training.batch_size}"
-    if reads(method, "loss"):
-        stratified = ", stratified" if c.loss.stratified else ""
-        yield "loss", f"weight {c.loss.weight}, times {c.loss.times}{stratified}, {batches}"
-    else:
-        yield "training", batches
+    yield ("loss", f"{loss}, {batches}") if loss else ("training", batches)
 
 
 def _named(section: ConfigDict, defaults: Mapping[str, Any] = {}) -> str:
     """The name of a section, and those of its fields that are not as they are by default."""
     own = (f"{field}={value}" for field, value in section.items() if field != "name" and value != defaults.get(field))
     return ", ".join([section.name, *own])
+
+
+def _read(config: ConfigDict, words: Mapping[str, str]) -> str:
+    """Of the words for parts of a config those for what its method reads."""
+    return ", ".join(text for part, text in words.items() if reads(config.method.name, part))
 
 
 def _parameters(kept: Checkpoints, steps: Sequence[int]) -> str:
@@ -169,7 +178,11 @@ def _numbers(*names: str) -> Callable[[pathlib.Path, Mapping[str, Any]], str]:
 _WRITTEN: tuple[tuple[str, str, Callable[[pathlib.Path, Mapping[str, Any]], str]], ...] = (
     ("samples.npz", "samples.json", _samples),
     (f"{FOLDER}/", f"{FOLDER}/samples.json", _sample_files),
-    ("evaluation.json", "evaluation.json", _numbers("heldout_loss", "bits_per_dim", "frechet_distance")),
+    (
+        "evaluation.json",
+        "evaluation.json",
+        _numbers("heldout_loss", "heldout_accuracy", "bits_per_dim", "frechet_distance"),
+    ),
     ("likelihood.npz", "likelihood.json", _numbers("log_prob", "bits_per_dim", "rows")),
 )
 
@@ -203,5 +216,6 @@ def _next(config: ConfigDict, workdir: pathlib.Path, steps: Sequence[int]) -> It
     if max(steps, default=-1) < config.training.steps:
         yield f"diffuse-jax train {run}{source}"
     if steps:
-        yield f"diffuse-jax sample {run}"
+        if reads(config.method.name, "sampling.num"):
+            yield f"diffuse-jax sample {run}"
         yield f"diffuse-jax evaluate {run}{source}"

@@ -30,6 +30,7 @@ from diffuse_jax.nets import param_count
 from diffuse_jax.training import (
     Callback,
     TrainState,
+    begin,
     check_batch,
     make_mesh,
     replicated,
@@ -118,7 +119,8 @@ def only_trainer(workdir: pathlib.Path) -> Iterator[None]:
 
 def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: Checkpoints, mesh: Mesh) -> int:
     config, method = experiment.config, experiment.method
-    start, steps = kept.latest_step() or 0, config.training.steps
+    state = begin(method, kept, seed=config.seed, mesh=mesh)
+    start, steps = int(state.step), config.training.steps
     if first():
         print(f"{'going on from' if start else 'training from'} step {start} to {steps} in {workdir}", file=sys.stderr)
     draw_grids = _grid_drawer(experiment, dataset, workdir, mesh)
@@ -136,6 +138,7 @@ def _run(experiment: Experiment, dataset: Dataset, workdir: pathlib.Path, kept: 
         checkpoint_every=config.training.checkpoint_every,
         callbacks=_callbacks(experiment, dataset, mesh, draw_grids),
         checkpoints=kept,
+        state=state,
     )
     step = int(outcome.state.step)
     if outcome.interrupted:

@@ -12,12 +12,14 @@ from diffuse_jax.config.experiment import DataInfo, Experiment
 from diffuse_jax.config.method_section import build_method
 from diffuse_jax.config.numbers import check_numbers
 from diffuse_jax.data import TOYS, DataError, Dataset, load_dataset
-from diffuse_jax.data.load import check_asked
+from diffuse_jax.data.load import check_asked, check_conditions
 from diffuse_jax.data.tokens import VOCABULARY
 
 __all__ = ["DataInfo", "Experiment", "build", "describe", "load_data"]
 
-_ARGUMENT = re.compile(r"(?<![\w./=-])(image_size|channels|holdout|labels|num_classes|images|tokens|skip_unreadable)=")
+_ARGUMENT = re.compile(
+    r"(?<![\w./=-])(image_size|channels|holdout|labels|num_classes|images|tokens|vocabulary|skip_unreadable)="
+)
 
 
 def load_data(config: ConfigDict) -> Dataset:
@@ -35,6 +37,7 @@ def load_data(config: ConfigDict) -> Dataset:
             num_classes=c.num_classes,
             images=c.images,
             tokens=c.tokens,
+            vocabulary=c.vocabulary,
             skip_unreadable=c.skip_unreadable,
         )
 
@@ -53,11 +56,14 @@ def describe(config: ConfigDict, dataset: Dataset | None = None) -> DataInfo:
     where it says another number of classes than they have, DataError for fields that no data could meet."""
     c = config.data
     with _flags_in_errors():
-        check_asked(c.image_size, c.channels, c.holdout)
+        check_asked(c.image_size, c.channels, c.holdout, c.tokens)
     # What becomes images of the size that is asked for: a prepared data set, or a folder, be it here or not.
     images = c.source.startswith("tfds:") or not (c.source in ("digits", *TOYS) or c.source.endswith((".npy", ".npz")))
     if dataset is None and images and c.image_size and c.channels and (c.num_classes or not c.labels):
-        return DataInfo((c.image_size, c.image_size, c.channels), 256, _asked(c))
+        conditions = _asked(c)
+        if c.source.startswith("tfds:"):
+            check_conditions(c.source, ("label",), conditions)
+        return DataInfo((c.image_size, c.image_size, c.channels), 256, conditions)
     dataset = dataset or load_data(config)
     if c.labels and c.num_classes not in (None, dataset.num_classes):
         raise ConfigError(

@@ -1,6 +1,7 @@
 """`config.method` and the sections that it reads, as an experiment."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from diffuse_jax.config.choices import choose, function_of, imported, line, sect
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.experiment import DataInfo, Experiment
 from diffuse_jax.config.parts import (
+    make_c_noise,
     make_ema,
     make_network,
     make_optimizer,
@@ -61,24 +63,26 @@ def build_method(config: ConfigDict, data: DataInfo) -> Experiment:
             f"config.method lacks {lacking[0]!r}: in an experiment file it is config.method = method({name!r})"
         )
     defaults = base()
-    for part in sorted(part for part in _DENOISING if not reads(name, part)):
-        if _at(config, part) != _at(defaults, part):
-            raise ConfigError(f"config.{part} is not read by config.method.name={name!r}: leave it as it is")
+    for field, value, default in (found for part in sorted(_DENOISING) for found in _fields_of(config, defaults, part)):
+        if value != default and not reads(name, field):
+            raise ConfigError(
+                f"config.{field}={value!r} is not read by config.method.name={name!r}: leave it at {default!r}"
+            )
     experiment: Experiment = build(config, data)
     return experiment
 
 
 def reads(name: str, part: str) -> bool:
-    """Whether a method of that name reads a section, or a field of one, that not every method does; one's own may read
-    any."""
-    return ":" in name or part in METHODS[name][1]
+    """Whether the method of that name reads a section, or a field of one such as "loss.weight", that not every method
+    does; one of one's own may read them all."""
+    return name not in METHODS or bool(METHODS[name][1] & {part, part.partition(".")[0]})
 
 
-def _at(config: ConfigDict, part: str) -> Any:
-    """A section, or "section.field"."""
-    for name in part.split("."):
-        config = config[name]
-    return config.to_dict() if isinstance(config, ConfigDict) else config
+def _fields_of(config: ConfigDict, defaults: ConfigDict, part: str) -> Iterator[tuple[str, Any, Any]]:
+    """The dotted name, value and default of each field of a section, or of the one field "section.field"."""
+    section, _, field = part.partition(".")
+    for name in [field] if field else {**defaults[section], **config[section]}:
+        yield f"{section}.{name}", config[section].get(name), defaults[section].get(name)
 
 
 def _own(config: ConfigDict, data: DataInfo) -> Experiment:
@@ -168,6 +172,30 @@ def _autoencoder(config: ConfigDict, data: DataInfo) -> Experiment:
     return Experiment(config, data, method, codec, params, extra)
 
 
+def _classifier(config: ConfigDict, data: DataInfo) -> Experiment:
+    if data.num_classes is None:
+        raise ConfigError("config.data.labels=False: config.method.name='classifier' learns labels, give True")
+    if config.data.augment:
+        raise ConfigError(f"config.data.augment={config.data.augment} is not read by config.method.name='classifier'")
+    sde = make_process(config.sde)
+    # The label is what it tells, and not what it is told.
+    told = dataclasses.replace(data, conditions={n: known for n, known in data.conditions.items() if n != "label"})
+    net = make_network(config, told, out_features=data.num_classes)
+    params = _classifier_shapes(config.model.name, net, told, data.num_classes)
+    codec = pixels(config, data)
+    method = methods.classifier(
+        sde,
+        net,
+        codec,
+        optimizer=make_optimizer(config.optimizer, config.training.steps),
+        ema=make_ema(config),
+        c_noise=make_c_noise(config, sde),
+        conditions=data.conditions,
+        **noise_times(config, sde),
+    )
+    return Experiment(config, data, method, codec, params, sde=sde, net=net)
+
+
 def pixels(config: ConfigDict, data: DataInfo) -> Pixels:
     """The codec of `config.data`. ConfigError for what is for images alone where the data are vectors."""
     c = config.data
@@ -201,33 +229,58 @@ def _facts(config: ConfigDict, plan: SamplingPlan) -> dict[str, Any]:
 def _denoiser_shapes(name: str, net: LinenNet, parameterization: Parameterization, data: DataInfo) -> Any:
     """The shapes of a denoiser's parameters. ConfigError where it cannot be made for such data, or returns arrays of
     another shape."""
+    like_x = (1, *data.shape)
+    return _shapes(
+        name, net, data, like_x, "floats shaped like x", lambda raw: parameterization.output(raw, jnp.zeros(like_x))
+    )
+
+
+def _classifier_shapes(name: str, net: LinenNet, data: DataInfo, classes: int) -> Any:
+    """The shapes of a classifier's parameters. ConfigError where it cannot be made for such data, or returns no
+    logits."""
+    return _shapes(name, net, data, (1, classes), f"floats of shape (batch, {classes}), a logit for each class")
+
+
+def _shapes(
+    name: str,
+    net: LinenNet,
+    data: DataInfo,
+    wanted: tuple[int, ...],
+    words: str,
+    output_of: Callable[[jax.Array], jax.Array] = lambda raw: raw,
+) -> Any:
+    """The shapes of the parameters of a network, which must return floats of the shape `wanted`, in words, of a batch
+    of one."""
 
     def init(key: jax.Array) -> tuple[jax.Array, Any]:
         cond = {"cond": one_row(data.conditions)} if data.conditions else {}
         output, params = net.init_with_output(key, data.shape, **cond)
-        return parameterization.output(output, jnp.zeros((1, *data.shape))), params
+        return output_of(output), params
 
     try:
         output, params = jax.eval_shape(init, jax.random.key(0))
     except Exception as error:  # Flax has types of its own, and a module of one's own may raise any
         raise ConfigError(f"config.model does not fit data of shape {data.shape}: {line(error)}") from error
-    if getattr(output, "shape", None) != (1, *data.shape) or not jnp.issubdtype(output.dtype, jnp.floating):
+    if getattr(output, "shape", None) != wanted or not jnp.issubdtype(output.dtype, jnp.floating):
         raise ConfigError(
             f"config.model.name={name!r} does not fit data of shape {data.shape}: for x of shape "
             f"{(1, *data.shape)} it returns {getattr(output, 'shape', type(output).__name__)}"
-            f"{f' of {output.dtype}' if hasattr(output, 'dtype') else ''}, and must return floats shaped like x"
+            f"{f' of {output.dtype}' if hasattr(output, 'dtype') else ''}, and must return {words}"
         )
     return params
 
 
-#: The sections, and the fields of others, that say how a denoiser is trained, sampled and evaluated; and which of them
+#: The sections, and fields of others, that say how a denoiser is trained, drawn from and evaluated; and what of them
 #: each method reads.
-_DENOISING = {
-    *("sde", "parameterization", "loss"),
-    *(f"sampling.{field}" for field in base().sampling if field not in ("num", "batch_size")),
-    *(f"evaluation.{field}" for field in ("trace", "probes", "rtol", "atol")),
-}
-METHODS: dict[str, tuple[Callable[[ConfigDict, DataInfo], Experiment], set[str]]] = {
+_DENOISING = frozenset(
+    {
+        *("sde", "parameterization", "loss", "sampling"),
+        *(f"evaluation.{field}" for field in ("trace", "probes", "rtol", "atol")),
+    }
+)
+_NOISING = frozenset({"sde", *(f"loss.{field}" for field in ("times", "p_mean", "p_std", "stratified", "t_min"))})
+METHODS: dict[str, tuple[Callable[[ConfigDict, DataInfo], Experiment], frozenset[str]]] = {
     "denoising": (_denoising, _DENOISING),
-    "autoencoder": (_autoencoder, {"evaluation.probes"}),
+    "classifier": (_classifier, _NOISING | {"parameterization.c_noise"}),
+    "autoencoder": (_autoencoder, frozenset({"sampling.num", "sampling.batch_size", "evaluation.probes"})),
 }

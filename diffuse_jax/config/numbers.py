@@ -58,6 +58,7 @@ RANGES: dict[str, Range] = {
     "data.num_classes": _COUNT,
     "data.augment": _SHARE,
     "data.tokens": Range(0, 65_536),
+    "data.vocabulary": _COUNT,
     "sde.beta_min": _POSITIVE,
     "sde.beta_max": _POSITIVE,
     "sde.sigma_min": _POSITIVE,

@@ -36,6 +36,7 @@ from diffuse_jax.sde import (
 from diffuse_jax.training import ema_decay
 
 __all__ = [
+    "make_c_noise",
     "make_ema",
     "make_network",
     "make_optimizer",
@@ -139,18 +140,25 @@ def _noise_levels(config: ConfigDict) -> dict[str, float]:
 def make_parameterization(config: ConfigDict, sde: SDE) -> Parameterization:
     """What the network's output means on that process, and what it is told of the time. ConfigError, too, where a
     network of `NETWORKS` takes what it is told for another one than it is."""
-    _check_c_noise(config)
+    c_noise = make_c_noise(config, sde)
     c = config.parameterization
-    make = choose(_PARAMETERIZATIONS, c.name, "parameterization.name")
-    c_noise = choose(_C_NOISES, c.c_noise, "parameterization.c_noise")
-    try:
-        jax.eval_shape(lambda: c_noise(sde, 0.5 * sde.T))
-    except TypeError as error:
-        raise ConfigError(f"config.parameterization.c_noise={c.c_noise!r}: {line(error)}") from error
-    made = section(make, "parameterization", c)
+    made = section(choose(_PARAMETERIZATIONS, c.name, "parameterization.name"), "parameterization", c)
     if not isinstance(made, Parameterization):
         raise ConfigError(f"config.parameterization.name={c.name!r} made a {type(made).__name__}, no Parameterization")
     return made._replace(c_noise=c_noise)
+
+
+def make_c_noise(config: ConfigDict, sde: SDE) -> Callable[[SDE, Any], jax.Array]:
+    """What the network is told of the time. ConfigError where the process does not have it, or the network takes it for
+    another thing than it is."""
+    _check_c_noise(config)
+    name = config.parameterization.c_noise
+    c_noise: Callable[[SDE, Any], jax.Array] = choose(_C_NOISES, name, "parameterization.c_noise")
+    try:
+        jax.eval_shape(lambda: c_noise(sde, 0.5 * sde.T))
+    except TypeError as error:
+        raise ConfigError(f"config.parameterization.c_noise={name!r}: {line(error)}") from error
+    return c_noise
 
 
 def _check_c_noise(config: ConfigDict) -> None:
@@ -181,18 +189,25 @@ def _check_c_noise(config: ConfigDict) -> None:
         )
 
 
-def make_network(config: ConfigDict, data: DataInfo) -> LinenNet:
-    """The network of `config.model` for such data. ConfigError where it does not read one of their conditions."""
+def make_network(config: ConfigDict, data: DataInfo, out_features: int | None = None) -> LinenNet:
+    """The network of `config.model` for such data: one that returns so many features a row, or where that is None an
+    array like x. ConfigError where it is none of these, or does not read one of the conditions."""
     options = {name: value for name, value in config.model.items() if name != "name"}
     if ":" in config.model.name:
         module = imported(config.model.name, "model.name")
-        if data.num_classes is not None:
-            options["num_classes"] = data.num_classes
+        own = {"num_classes": data.num_classes, "out_features": out_features}
+        options |= {name: value for name, value in own.items() if value is not None}
         return LinenNet(section(module, "model", **options))
     module = choose(NETWORKS, config.model.name, "model.name")
     if "dtype" in options:
         options["dtype"] = choose(_DTYPES, options["dtype"], "model.dtype")
     names = {field.name for field in fields(module)}
+    if ("out_features" in names) != (out_features is not None):
+        returned, others = ("features", "ncsnpp") if "out_features" in names else ("an array like x", "encoder")
+        raise ConfigError(
+            f"config.model.name={config.model.name!r} returns {returned}, which config.method.name="
+            f"{config.method.name!r} cannot use: take another network, such as {others}, or another method"
+        )
     for condition in data.conditions:
         if not names & set(_READERS[condition]):
             raise ConfigError(
@@ -204,12 +219,13 @@ def make_network(config: ConfigDict, data: DataInfo) -> LinenNet:
             f"config.data.augment={config.data.augment}: config.model.name={config.model.name!r} is not told how "
             "an image was transformed, and would learn to draw such images; song_unet and adm are"
         )
-    options |= {name: value for name, value in _derived(config, data).items() if name in names}
+    derived = {**_derived(config, data), "out_features": out_features}
+    options |= {name: value for name, value in derived.items() if name in names}
     return LinenNet(section(module, "model", **options))
 
 
 def _derived(config: ConfigDict, data: DataInfo) -> dict[str, Any]:
-    """The values of the fields `schema.DERIVED` of networks."""
+    """The values of the fields `schema.DERIVED` of networks that the data and the process say."""
     return {
         "num_classes": data.num_classes,
         "label_dim": data.num_classes or 0,
@@ -225,15 +241,8 @@ def _derived(config: ConfigDict, data: DataInfo) -> dict[str, Any]:
 
 
 def _of_tokens(known: Condition | None) -> dict[str, int]:
-    """What a network must know of captions."""
-    return (
-        {"vocabulary": 0, "context_length": 1}
-        if known is None
-        else {
-            "vocabulary": known.values,
-            "context_length": known.shape[0],
-        }
-    )
+    """What a network must know of captions; without them it is told of no words, and of their number nothing."""
+    return {"vocabulary": 0} if known is None else {"vocabulary": known.values, "context_length": known.shape[0]}
 
 
 def make_sampling_net(config: ConfigDict, net: LinenNet) -> LinenNet:

@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 
 from diffuse_jax._fields import FLAG, ROW, TEXT, Kind, integer, number, optional
 from diffuse_jax.config.errors import ConfigError
-from diffuse_jax.nets import DDPM, MLP, Autoencoder, NCSNpp
+from diffuse_jax.nets import DDPM, MLP, Autoencoder, Encoder, NCSNpp
 from diffuse_jax.nets.edm import ADM, SongUNet
 from diffuse_jax.nets.ncsn import NCSN, NCSNv2
 from diffuse_jax.nets.unet2d import UNet2D
@@ -30,12 +30,14 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "adm": ADM,
     "unet2d": UNet2D,
     "mlp": MLP,
+    "encoder": Encoder,
     "autoencoder": Autoencoder,
 }
 
 #: The fields of `config.method` beside the name, of each method, with their defaults.
 METHOD_FIELDS: dict[str, dict[str, Any]] = {
     "denoising": {},
+    "classifier": {},
     # The weight of the latents' divergence from N(0, I); with 1 the loss is a bound on the code length.
     "autoencoder": {"kl_weight": 1.0},
 }
@@ -44,7 +46,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adam": ad
 
 #: Fields of networks that are not options of an experiment: the data say how large the images are, how many channels
 #: and classes there are, and whether they are augmented, and their range says `centered`; the table of noise levels
-#: is that of the process.
+#: is that of the process; how many features come out the method says.
 DERIVED = (
     "num_classes",
     "label_dim",
@@ -54,6 +56,7 @@ DERIVED = (
     "centered",
     "img_resolution",
     "out_channels",
+    "out_features",
     "augment_dim",
     "sigma_min",
     "sigma_max",
@@ -104,8 +107,9 @@ def base() -> ConfigDict:
         {
             # Randomness of initial parameters, data order, noise, dropout.
             "seed": 0,
-            # What is trained: denoising, autoencoder, or "package.module:function" that makes a training.Method of
-            # (config, data); the other fields of the section are those of that method.
+            # What is trained: denoising; classifier, which knows the noise and wants data.labels; autoencoder; or
+            # "package.module:function" that makes a training.Method of (config, data); the other fields of the section
+            # are those of that method.
             "method": method("denoising"),
             "data": {
                 # digits, moons, checkerboard, eight_gaussians, rings, tfds:NAME, a .npy or .npz file, or a folder.
@@ -125,6 +129,8 @@ def base() -> ConfigDict:
                 "images": False,
                 # Each row has a caption, as so many tokens; 0: none.
                 "tokens": 0,
+                # How many values the tokens of an array file take; one more than the largest where None.
+                "vocabulary": placeholder(int),
                 # Leave out images that cannot be decoded instead of refusing the folder.
                 "skip_unreadable": False,
                 # Values in [-1, 1] if true, in [0, 1] if false.

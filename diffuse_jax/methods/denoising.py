@@ -1,7 +1,7 @@
 """Denoising score matching of a network: what makes a score-based generative model of it (Song et al., 2011.13456).
 
-Row i of a batch draws all that it needs from its own key: tag 0 what its codec does to it, 1 the noise, 2 the time, 3
-its augmentation, 4 whether it loses its conditions.
+Beside what `noised_rows` draws of the key of a row, tag 3 makes its augmentation, and 4 says whether it loses its
+conditions.
 """
 
 import dataclasses
@@ -20,7 +20,8 @@ from diffuse_jax.conditions import Condition, drop_conditions
 from diffuse_jax.data.augment import augment
 from diffuse_jax.denoiser import Conditioned, NetworkDenoiser
 from diffuse_jax.likelihood import hutchinson_trace, log_prob
-from diffuse_jax.losses import denoising_score_matching, sigma_squared, stratify, uniform_times
+from diffuse_jax.losses import denoising_score_matching, sigma_squared, uniform_times
+from diffuse_jax.methods.noising import Times, noised_rows
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sampling import NoiseSource, count_evaluations, denoise_once, keyed_noise, last_mean, solve
 from diffuse_jax.sde import SDE
@@ -30,7 +31,6 @@ from diffuse_jax.training import Density, Draw, Drawn, Draws, Likelihoods, LossO
 __all__ = ["denoising", "flow_log_prob", "objective", "solver_draw"]
 
 Weight = Callable[[SDE, jax.Array], jax.Array]
-Times = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def denoising(
@@ -132,17 +132,14 @@ def objective(
 
     def loss(params: Any, extra: Any, batch: Any, draws: Draws) -> LossOutput:
         denoise = denoiser(params, extra)
-        x0, cond = codec.encode(batch, draws.stream(0), train=train)
+        x0, cond, eps, t, density = noised_rows(
+            denoise.sde, codec, batch, draws, times=times, stratified=stratified, t_min=t_min, train=train
+        )
         if augmentation:
             x0, done = augment(draws.stream(3), x0, augmentation)
             denoise = dataclasses.replace(denoise, net=functools.partial(denoise.net, augment=done))
         if drop and cond:
             cond = drop_conditions(draws.stream(4), cond, drop, conditions or {})
-        eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(draws.stream(1))
-        u = jax.vmap(lambda key: jax.random.uniform(key, dtype=x0.dtype))(draws.stream(2))
-        if stratified:
-            u = stratify(u, draws.index, draws.total)
-        t, density = times(u, denoise.sde, t_min)
         each = denoising_score_matching(denoise, x0, eps, t, weight=weight, cond=cond, rng=draws.rng)
         return LossOutput(each / density * (0.5 if half_sum else 1 / np.prod(x0.shape[1:])))
 

@@ -4,7 +4,7 @@ from diffuse_jax.training.loop import Callback, NonFiniteLoss, Outcome, fit
 from diffuse_jax.training.method import Density, Draw, Drawn, Draws, Likelihoods, Loss, LossOutput, Method, Update
 from diffuse_jax.training.optimizers import adam, adamw, radam
 from diffuse_jax.training.pmap import pmap_batched, pmap_step, replicate, unreplicate
-from diffuse_jax.training.runs import CHECKPOINTS, first_state, run_key, train
+from diffuse_jax.training.runs import CHECKPOINTS, begin, first_state, run_key, train
 from diffuse_jax.training.sharding import (
     batch_sharding,
     check_batch,
@@ -41,6 +41,7 @@ __all__ = [
     "adam",
     "adamw",
     "batch_sharding",
+    "begin",
     "check_batch",
     "compile_step",
     "create_state",

@@ -79,8 +79,9 @@ def radam(
     decay: str = "none",
     steps: int | None = None,
 ) -> optax.GradientTransformation:
-    """Rectified Adam (Liu et al., 1908.03265, algorithm 2), as consistency models are trained: while its second moment
-    is known from too few steps it takes the first alone. Arguments and errors are those of `adam`."""
+    """Rectified Adam (Liu et al., 1908.03265, algorithm 2, with the bound ρ_t ≥ 5 of its authors' program), as
+    consistency models are trained: while its second moment is known from too few steps it takes the first alone.
+    Arguments and errors are those of `adam`."""
     _check_moments(b1, b2, eps)
     return _chain(optax.scale_by_radam(b1, b2, eps), learning_rate, warmup, clip, weight_decay, decay, steps)
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from diffuse_jax.training.sharding import check_batch, gathered, make_mesh, make
 from diffuse_jax.training.state import TrainState, create_state
 from diffuse_jax.training.step import train_step
 
-__all__ = ["CHECKPOINTS", "first_state", "run_key", "train"]
+__all__ = ["CHECKPOINTS", "begin", "first_state", "run_key", "train"]
 
 #: The folder of a run's checkpoints.
 CHECKPOINTS = "checkpoints"
@@ -56,6 +56,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     checkpoints: Checkpoints | None = None,
+    state: TrainState | None = None,
 ) -> Outcome:
     """Trains a method, or goes on from the last checkpoint in `workdir`, to the bit as if it had never stopped. SIGTERM
     and SIGINT end it with a checkpoint. Several processes all call this.
@@ -77,6 +78,7 @@ def train(
         callbacks: What else happens every so many steps.
         progress: Draw a progress bar on stderr.
         checkpoints: Those of the run where they are open already; None opens them.
+        state: What to begin with, where `begin` has made it already; it is donated.
 
     Returns:
         The last state, of which `method.model(state.ema, state.extra)` is what was trained, and whether a signal ended
@@ -102,7 +104,7 @@ def train(
             folder = pathlib.Path(workdir) / CHECKPOINTS
             checkpoints = held.enter_context(Checkpoints(folder, keep=keep, keep_every=keep_every))
         return fit(
-            _start(lambda: first_state(method, seed), checkpoints, mesh),
+            begin(method, checkpoints, seed=seed, mesh=mesh) if state is None else state,
             step_fn,
             lambda start, count: prefetch(batches, start, steps, count=count),
             steps=steps,
@@ -117,8 +119,13 @@ def train(
         )
 
 
-def _start(create: Callable[[], TrainState], checkpoints: Checkpoints | None, mesh: Mesh) -> TrainState:
-    """The state of the last checkpoint, or a new one."""
+def begin(method: Method, checkpoints: Checkpoints | None, *, seed: int, mesh: Mesh) -> TrainState:
+    """The state that a run begins with: that of the last checkpoint, or a new one. CheckpointError where a checkpoint
+    cannot be read, or is of another method or network."""
+
+    def create() -> TrainState:
+        return first_state(method, seed)
+
     if checkpoints is None or (step := _agreed(checkpoints.latest_step())) is None:
         return make_state(create, mesh)
     abstract = jax.eval_shape(create)

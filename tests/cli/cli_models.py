@@ -66,7 +66,7 @@ class ClassConstant(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, cond: Any = None, *, train: bool) -> jax.Array:
-        label = jnp.zeros(x.shape[:1]) if cond is None else cond
+        label = jnp.zeros(x.shape[:1]) if cond is None else cond["label"]
         value = ((2 * label - 9) / 18)[:, None, None, None]
         return jnp.broadcast_to(value, x.shape) + 0 * self.param("unused", nn.initializers.zeros, (1,))
 

@@ -190,7 +190,7 @@ def test_a_label_draws_its_class(tmp_path, capsys):
     assert capsys.readouterr().err == "diffuse-jax: error: --label=10 must be one of 0 … 9\n"
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_digits_train_with_their_labels(tmp_path, one_device):
     tiny = [argument for argument in TINY[1:] if ".model." not in argument]
     net = ["nf=4", "ch_mult=1,", "num_res_blocks=1", "attn_resolutions=4,"]

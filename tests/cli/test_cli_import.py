@@ -115,7 +115,7 @@ def test_an_imported_run_is_sampled(of_flax):
         assert file["samples"].shape == (2, 16, 16, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_an_imported_run_is_evaluated(of_flax):
     assert run("evaluate", f"--workdir={of_flax}") == 0
     assert run("likelihood", f"--workdir={of_flax}", "--num=1") == 0
@@ -164,7 +164,7 @@ def test_weights_of_score_sde_in_torch_fit_an_experiment_of_their_network(of_tor
     assert process_of(tmp_path / "run")[0] == process_of(tmp_path / "other")[0] == ("ve", "score", "sigma")
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_an_imported_experiment_goes_on_training(of_torch, tmp_path):
     source, experiment = of_torch
     assert run("import", *source, f"--config={experiment}", f"--workdir={tmp_path / 'run'}") == 0

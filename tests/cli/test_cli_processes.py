@@ -122,7 +122,7 @@ def test_a_folder_is_waited_for_that_a_file_system_shows_late(monkeypatch, tmp_p
         distributed.check_shared(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("number", [0, 1])
 def test_processes_that_never_meet_end_with_one_line(toy_run, number):
     command = ["sample", f"--workdir={toy_run}", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
@@ -132,7 +132,7 @@ def test_processes_that_never_meet_end_with_one_line(toy_run, number):
     assert time.monotonic() - began < 30
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_two_processes_draw_and_measure_what_one_does(toy_run, tmp_path):
     two = tmp_path / "two"
     shutil.copytree(toy_run, two)
@@ -166,7 +166,7 @@ def test_two_processes_draw_and_measure_what_one_does(toy_run, tmp_path):
 LONG = [*TINY, "--config.training.sample_every=0", "--config.training.steps=100000"]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_killed_run_goes_on_in_another_number_of_processes(tmp_path, before, after):
     """Trained by the command, with its state split in two processes; the end is that of a run left alone."""
@@ -187,7 +187,7 @@ def test_a_killed_run_goes_on_in_another_number_of_processes(tmp_path, before, a
         np.testing.assert_allclose([x[name] for x in lines[0]], [x[name] for x in lines[1]], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_mistake_is_told_once_and_ends_both(toy_run, tmp_path):
     (tmp_path / "file").touch()
     sample = ["sample", f"--workdir={toy_run}"]
@@ -207,7 +207,7 @@ def test_a_mistake_is_told_once_and_ends_both(toy_run, tmp_path):
         assert results[0][2].count("\n") == 1 and words in results[0][2] and results[1][2] == ""
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("command", ["train", "sample"])
 def test_a_process_that_does_not_see_the_folder_of_the_run_is_named(toy_run, tmp_path, command):
     folders = [tmp_path / "a", tmp_path / "b"]
@@ -220,7 +220,7 @@ def test_a_process_that_does_not_see_the_folder_of_the_run_is_named(toy_run, tmp
     assert "process 1" in first[2] and "--workdir=run" in first[2]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_signal_to_one_process_ends_the_command_in_all_with_its_step_saved(tmp_path, number):
     started = begin("train", *LONG, "--config.training.checkpoint_every=40", f"--workdir={tmp_path}")
@@ -231,7 +231,7 @@ def test_a_signal_to_one_process_ends_the_command_in_all_with_its_step_saved(tmp
     assert f"stopped at step {saved(tmp_path)[-1]} of 100000" in first[1] and "stopped" not in second[1]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_killed_process_ends_the_other_soon(tmp_path, number):
     started = begin("train", *LONG, "--config.training.checkpoint_every=40", f"--workdir={tmp_path}")

@@ -267,7 +267,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(points, monkeypatch):
     assert held[1] - held[0] < 50_000, held
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", ["png", "shards"])
 def test_a_command_that_is_killed_leaves_whole_files_and_goes_on_to_the_same_set(classes, kind):
     command = ["sample", "--num=600", "--config.sampling.batch_size=8", f"--format={kind}", "--steps=8"]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit
-from tiers import first
+from tiers import first, proof
 
 from diffuse_jax.convert.checks import ConversionError
 from diffuse_jax.convert.diffusers_checkpoints import diffusers_process, from_diffusers, to_diffusers
@@ -223,9 +223,9 @@ def test_options_that_cannot_be_carried_over_are_refused_by_name(change):
     [
         # Ho et al. 2020, appendix B: 35.7 million and 114 million.
         ("ddpm-cifar10-32", 35_746_307),
-        pytest.param("ddpm-church-256", 113_673_219, marks=pytest.mark.slow),
+        proof("ddpm-church-256", 113_673_219),
         # The same networks in score_sde's terms.
-        pytest.param("ncsnpp-church-256", 65_574_549, marks=pytest.mark.slow),
+        proof("ncsnpp-church-256", 65_574_549),
         ("ncsnpp-ffhq-1024", 105_785_896),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_new_network_starts_with_an_output_near_zero_whatever_the_condition():
     assert y.shape == x.shape and 0 < np.abs(y).max() < 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_labels_outside_the_classes_are_no_label():
     name = "heads_and_residual_resampling"
     fixture, (network, variables) = load(name), converted(name)

@@ -50,9 +50,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if "ffhq" in name else []) for name in PUBLISHED]
-)
+@pytest.mark.parametrize("name", [proof(name) if "ffhq" in name else name for name in PUBLISHED])
 def test_the_published_networks_have_the_originals_names_and_shapes(fixtures, name):
     """And so as many parameters; a Fourier embedding's 128 frequencies, which are not trained, are counted."""
     with np.load(fixtures / "edm" / "published.npz") as file:
@@ -205,7 +203,7 @@ def test_label_dropout_hides_whole_classes_and_only_in_training(one_level):
     assert abs(np.mean(hidden) - 0.5) < 4 * 0.5 / np.sqrt(len(hidden))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", [SongUNet, ADM])
 def test_remat_changes_no_gradient_and_dropout_acts_in_training_alone(kind):
     networks = [kind(dropout=0.5, remat=remat, **(TINY | {"channel_mult": (1, 2)})) for remat in (False, True)]
@@ -227,7 +225,7 @@ def test_remat_changes_no_gradient_and_dropout_acts_in_training_alone(kind):
     jax.tree.map(np.testing.assert_array_equal, *certain)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("name", ["ncsnpp", "adm"])
 def test_bfloat16_convolutions_give_float32_near_the_full_precision(fixtures, name):
     data, config, weights = load(fixtures, name)

@@ -45,6 +45,44 @@ def test_adam_is_the_papers_with_warm_up_clipping_and_decay(warmup, clip, decay)
     np.testing.assert_allclose(result, numpy_adam(p, gradients, 0.02, warmup, clip, decay), rtol=1e-6)
 
 
+def numpy_radam(p, gradients, lr):
+    """Liu et al., 1908.03265, algorithm 2, rectified from ρ_t = 5 on as its authors' program does it."""
+    m, v, most = np.zeros_like(p), np.zeros_like(p), 2 / (1 - 0.999) - 1
+    for n, g in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        rho = most - 2 * n * 0.999**n / (1 - 0.999**n)
+        direction = m / (1 - 0.9**n)
+        if rho >= 5:
+            rectified = np.sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
+            direction = rectified * direction / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
+        p = p - lr * direction
+    return p
+
+
+def test_radam_is_the_papers():
+    rng = np.random.default_rng(1)
+    p, gradients = rng.normal(size=6), rng.normal(size=(12, 6))
+    with jax.enable_x64(True):
+        optimizer = training.radam(0.02)
+        params = jnp.asarray(p)
+        memory = optimizer.init(params)
+        for g in gradients:
+            change, memory = optimizer.update(jnp.asarray(g), memory, params)
+            params = optax.apply_updates(params, change)
+    np.testing.assert_allclose(params, numpy_radam(p, gradients, 0.02), rtol=1e-6)
+    assert not np.allclose(params, numpy_radam(p, gradients[:5], 0.02), rtol=1e-3)  # past the rectification
+
+
+def test_adamw_is_adam_with_a_decay_that_it_wants():
+    rng = np.random.default_rng(1)
+    p, g = jnp.asarray(rng.normal(size=6)), jnp.asarray(rng.normal(size=6))
+    one, other = training.adamw(0.02, weight_decay=0.1), training.adam(0.02, weight_decay=0.1)
+    (a, _), (b, _) = (optimizer.update(g, optimizer.init(p), p) for optimizer in (one, other))
+    np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="weight_decay = 0 must be above 0: AdamW without it is adam"):
+        training.adamw(0.02, weight_decay=0)
+
+
 def test_the_first_update_of_a_warm_up_changes_nothing():
     start = toy.state()
     after, _ = jax.jit(toy.step())(start, toy.batch(0))

@@ -4,7 +4,7 @@ Every command line reads all of these files, so none imports JAX, or what import
 """
 
 from diffuse_jax.cli.command import Command
-from diffuse_jax.cli.commands import evaluate, export, import_, likelihood, list_, sample, show, train
+from diffuse_jax.cli.commands import evaluate, export, import_, likelihood_, list_, sample, show, train
 
 __all__ = ["COMMANDS"]
 
@@ -13,7 +13,7 @@ COMMANDS: dict[str, Command] = {
     "train": train.COMMAND,
     "sample": sample.COMMAND,
     "evaluate": evaluate.COMMAND,
-    "likelihood": likelihood.COMMAND,
+    "likelihood": likelihood_.COMMAND,
     "show": show.COMMAND,
     "import": import_.COMMAND,
     "export": export.COMMAND,
