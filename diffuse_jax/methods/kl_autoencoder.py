@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffuse_jax._compile import compiled
 from diffuse_jax._pytree import pytree, static
 from diffuse_jax.codecs import Pixels
 from diffuse_jax.likelihood import nats_to_bits_per_dim
@@ -51,7 +52,8 @@ class AutoencoderNet(Protocol):
 
 @pytree
 class KLAutoencoder:
-    """A trained autoencoder, and a codec (see `Codec`): the space is that of its latents.
+    """A trained autoencoder, and a codec (see `Codec`): the space is that of its latents. A second plain call of a
+    method with other parameters, keys or images does not trace again.
 
     Args:
         params: The parameters of the network.
@@ -65,25 +67,30 @@ class KLAutoencoder:
     pixels: Pixels = static()
     shape: tuple[int, ...] = static()
 
+    @compiled()
     def moments(self, x: jax.Array, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """x (B, …) in the model's range as the mean and the log-variance of q(z | x), each (B, *shape)."""
         mean, log_variance = self.net.encode(self.params, x, rng=rng)
         return mean, jnp.clip(log_variance, *_LOG_VARIANCES)
 
+    @compiled()
     def mean(self, z: jax.Array) -> jax.Array:
         """The mean (B, …) of p(x | z) in the model's range, of latents z (B, *shape)."""
         return self.net.decode(self.params, z)[0]
 
+    @compiled()
     def reconstruct(self, x: jax.Array) -> jax.Array:
         """x (B, …) in the model's range by way of the mean of its latent."""
         return self.mean(self.moments(x)[0])
 
+    @compiled("train")
     def encode(self, batch: Any, keys: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
         """A batch of images as latents, drawn from q(z | x) with the rows' keys, and the conditions that it has."""
         x, cond = self.pixels.encode(batch, keys, train=train)
         # The tags before are the pixels' own.
         return posterior_sample(*self.moments(x), tagged(keys, _LATENT)), cond
 
+    @compiled()
     def decode(self, z: jax.Array, cond: Any = None) -> jax.Array:
         """The means of latents z (B, *shape) as uint8 images."""
         return self.pixels.decode(self.mean(z), cond)

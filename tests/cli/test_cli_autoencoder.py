@@ -77,9 +77,9 @@ def test_it_is_sampled_evaluated_and_its_bound_told(trained, capfd):
     ("argv", "words"),
     [
         (["sample", "--trajectory"], "--trajectory: this kind of run draws in one step"),
-        (["sample", "--solver=ddim"], "config.sampling.solver is not read by config.method.name='autoencoder'"),
-        (["sample", "--steps=7"], "config.sampling.steps is not read by"),
-        (["likelihood", "--config.evaluation.trace=exact"], "config.evaluation.trace is not read by"),
+        (["sample", "--solver=ddim"], "config.sampling.solver='ddim' is not read by config.method.name='autoencoder'"),
+        (["sample", "--steps=7"], "config.sampling.steps=7 is not read by"),
+        (["likelihood", "--config.evaluation.trace=exact"], "config.evaluation.trace='exact' is not read by"),
         (["export", "--output=x.safetensors"], "config.method.name='autoencoder' trains no denoiser"),
         (["train", "--config.method.kl_weight=0.5"], "config.method.kl_weight was 1.0 and is 0.5"),
     ],
