@@ -1,10 +1,11 @@
 """diffuse-jax evaluate and diffuse-jax likelihood."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
@@ -20,7 +21,8 @@ from diffuse_jax.cli.common import (
 )
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
-from diffuse_jax.config import load_data
+from diffuse_jax.config import Experiment, load_data
+from diffuse_jax.config.choices import choose
 from diffuse_jax.data import DataError, Dataset
 from diffuse_jax.evaluation import HeldoutRows, PCAFeatures, frechet_between, likelihoods, mean_and_error
 from diffuse_jax.training import Density, Likelihoods
@@ -31,7 +33,7 @@ _PCA_ROWS = 10_000
 def evaluate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Prints a table of what can be told of a run, and writes it as evaluation.json under the workdir: held-out losses,
     and as far as its method has them bits/dim, the Fréchet distance of samples and evaluations of its own."""
-    run = open_run(args, overrides)
+    run = open_run(args, overrides, check=_metrics)
     dataset = together(lambda: _with_test_part(run, 2))
     n = args.num or run.experiment.config.evaluation.num_samples
     together(lambda: check_samples(run.experiment, n, "--num" if args.num else "config.evaluation.num_samples"))
@@ -69,19 +71,24 @@ def _bits(run: TrainedRun, dataset: Dataset, seed: int) -> dict[str, Any]:
     }
 
 
+def _metrics(experiment: Experiment) -> list[Callable[..., Mapping[str, Any]]]:
+    """What is told of samples, of `config.evaluation.metrics`."""
+    return [choose(_METRICS, name, "evaluation.metrics") for name in experiment.config.evaluation.metrics]
+
+
 def _distance(run: TrainedRun, dataset: Dataset, n: int, seed: int) -> dict[str, Any]:
     conditions = conditions_in_turn(run.experiment, dataset.test)
     cond = None if conditions is None else conditions(np.arange(n))
     drawn = sampler(run.experiment, run.mesh)(run.model, seed=seed, n=n, cond=cond, progress="samples")
     if not first():
         return {}
-    distance, space, reference = _frechet(run, dataset, to_data(run.experiment, drawn.x))
+    samples = to_data(run.experiment, drawn.x)
+    found: dict[str, Any] = {}
+    for metric in _metrics(run.experiment):
+        found |= metric(samples, dataset, run.experiment.config)
     facts = {} if run.experiment.method.draw is None else run.experiment.method.draw.facts
     return {
-        "frechet_distance": distance,
-        "frechet_space": space,
-        "frechet_samples": n,
-        "frechet_heldout": reference,
+        **found,
         **{name: facts[name] for name in ("solver", "steps") if name in facts},
         "evaluations": float(drawn.evaluations.mean()),
     }
@@ -164,16 +171,27 @@ def _density(run: TrainedRun) -> Density:
     return run.experiment.method.log_prob
 
 
-def _frechet(run: TrainedRun, dataset: Dataset, samples: np.ndarray) -> tuple[float, str, int]:
-    """The distance between samples and held-out rows, the feature space in words, and the number of held-out rows."""
+def _frechet(samples: np.ndarray, dataset: Dataset, config: ConfigDict) -> dict[str, Any]:
+    """The Fréchet distance of samples to held-out rows, and what it was taken of."""
     index = np.arange(min(len(dataset.test), _PCA_ROWS))
     heldout = dataset.test[index]["x"]
     if samples.ndim == 2:
-        return frechet_between(lambda x: np.asarray(x, np.float64), samples, heldout), "coordinates", len(heldout)
-    rows = dataset.train[np.arange(min(len(dataset.train), _PCA_ROWS))]["x"]
-    features = PCAFeatures.fit(rows, dims=run.experiment.config.evaluation.pca_dims)
-    space = f"{features.components.shape[-1]} principal components of {len(rows)} training images, pixels in [0, 1]"
-    return frechet_between(features, samples, heldout), space, len(heldout)
+        distance, space = frechet_between(lambda x: np.asarray(x, np.float64), samples, heldout), "coordinates"
+    else:
+        rows = dataset.train[np.arange(min(len(dataset.train), _PCA_ROWS))]["x"]
+        features = PCAFeatures.fit(rows, dims=config.evaluation.pca_dims)
+        distance = frechet_between(features, samples, heldout)
+        space = f"{features.components.shape[-1]} principal components of {len(rows)} training images, pixels in [0, 1]"
+    return {
+        "frechet_distance": distance,
+        "frechet_space": space,
+        "frechet_samples": len(samples),
+        "frechet_heldout": len(heldout),
+    }
+
+
+#: What is told of samples: (samples as data, data set, config) -> numbers by name.
+_METRICS: dict[str, Callable[[np.ndarray, Dataset, ConfigDict], dict[str, Any]]] = {"frechet": _frechet}
 
 
 def _finite(number: float) -> float | None:

@@ -97,7 +97,7 @@ def _check_names(config: ConfigDict, where: str) -> None:
 
 
 #: Sections whose fields depend on a name.
-OPEN = ("model", "sde", "method", "parameterization", "optimizer")
+OPEN = ("model", "sde", "method", "codec", "parameterization", "optimizer")
 
 
 def _fields_of(section: str, content: Mapping[str, Any]) -> ConfigDict | None:

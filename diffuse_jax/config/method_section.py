@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffuse_jax import likelihood, losses, methods
-from diffuse_jax.codecs import Pixels
+from diffuse_jax.codecs import Codec, Pixels
 from diffuse_jax.config.choices import choose, function_of, imported, line, section
+from diffuse_jax.config.codec_section import make_codec
 from diffuse_jax.config.errors import ConfigError
 from diffuse_jax.config.experiment import DataInfo, Experiment
 from diffuse_jax.config.parts import (
@@ -28,7 +29,7 @@ from diffuse_jax.methods.denoising import one_row
 from diffuse_jax.nets import LinenAutoencoder, LinenNet
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE
-from diffuse_jax.training import Method
+from diffuse_jax.training import Density, Method
 
 __all__ = ["METHODS", "build_method", "reads"]
 
@@ -91,18 +92,17 @@ def _own(config: ConfigDict, data: DataInfo) -> Experiment:
     if not isinstance(method, Method):
         raise ConfigError(f"config.method.name={config.method.name!r} made a {type(method).__name__}, no Method")
     params, extra = section(lambda: jax.eval_shape(method.init, jax.random.key(0)), "method")
-    return Experiment(config, data, method, pixels(config, data), params, extra)
+    return Experiment(config, data, method, make_codec(config, data), params, extra)
 
 
 def _denoising(config: ConfigDict, data: DataInfo) -> Experiment:
-    sde = make_process(config.sde)
-    net = make_network(config, data)
+    sde, codec = make_process(config.sde), make_codec(config, data)
+    coded = dataclasses.replace(data, shape=codec.shape)  # what the network has to do with
+    net = make_network(config, coded)
     parameterization = make_parameterization(config, sde)
-    params = _denoiser_shapes(config.model.name, net, parameterization, data)
-    codec = pixels(config, data)
+    params = _denoiser_shapes(config.model.name, net, parameterization, coded)
     plan = sampling_plan(config, sde)
     sampling_net = make_sampling_net(config, net)
-    c = config.evaluation
     method = methods.denoising(
         sde,
         net,
@@ -120,15 +120,7 @@ def _denoising(config: ConfigDict, data: DataInfo) -> Experiment:
             net=None if sampling_net is net else sampling_net,
             facts=_facts(config, plan),
         ),
-        log_prob=methods.flow_log_prob(
-            codec,
-            trace=function_of(config, _TRACES, "trace"),
-            probes=c.probes,
-            t_min=config.loss.t_min,
-            rtol=c.rtol,
-            atol=c.atol,
-            facts={"trace": c.trace, "probes": c.probes},
-        ),
+        log_prob=_flow_log_prob(config, codec),
         augmentation=config.data.augment,
         drop=config.loss.drop_conditions,
         half_sum=choose(_REDUCTIONS, config.loss.reduction, "loss.reduction"),
@@ -138,6 +130,46 @@ def _denoising(config: ConfigDict, data: DataInfo) -> Experiment:
     return Experiment(
         config, data, method, codec, params, sde=sde, net=net, parameterization=parameterization, plan=plan
     )
+
+
+def _flow_log_prob(config: ConfigDict, codec: Codec) -> Density | None:
+    """The density of the data that pixels give; of what another codec makes of them there is none here."""
+    if not isinstance(codec, Pixels):
+        return None
+    c = config.evaluation
+    return methods.flow_log_prob(
+        codec,
+        trace=function_of(config, _TRACES, "trace"),
+        probes=c.probes,
+        t_min=config.loss.t_min,
+        rtol=c.rtol,
+        atol=c.atol,
+        facts={"trace": c.trace, "probes": c.probes},
+    )
+
+
+def _classifier(config: ConfigDict, data: DataInfo) -> Experiment:
+    if data.num_classes is None:
+        raise ConfigError("config.data.labels=False: config.method.name='classifier' learns labels, give True")
+    if config.data.augment:
+        raise ConfigError(f"config.data.augment={config.data.augment} is not read by config.method.name='classifier'")
+    sde = make_process(config.sde)
+    # The label is what it tells, and not what it is told.
+    told = dataclasses.replace(data, conditions={n: known for n, known in data.conditions.items() if n != "label"})
+    net = make_network(config, told, out_features=data.num_classes)
+    params = _classifier_shapes(config.model.name, net, told, data.num_classes)
+    codec = make_codec(config, data)
+    method = methods.classifier(
+        sde,
+        net,
+        codec,
+        optimizer=make_optimizer(config.optimizer, config.training.steps),
+        ema=make_ema(config),
+        c_noise=make_c_noise(config, sde),
+        conditions=data.conditions,
+        **noise_times(config, sde),
+    )
+    return Experiment(config, data, method, codec, params, sde=sde, net=net)
 
 
 def _autoencoder(config: ConfigDict, data: DataInfo) -> Experiment:
@@ -151,7 +183,9 @@ def _autoencoder(config: ConfigDict, data: DataInfo) -> Experiment:
             "config.data.dequantize=True spreads the grey levels of which config.method.name='autoencoder' gives the "
             "probability: leave it out"
         )
-    codec = pixels(config, data)
+    codec = make_codec(config, data)
+    if not isinstance(codec, Pixels):
+        raise ConfigError(f"config.codec.name={config.codec.name!r}: config.method.name='autoencoder' is of pixels")
     try:
         net = LinenAutoencoder(make_network(config, data).module)
         method = methods.autoencoder(
@@ -170,38 +204,6 @@ def _autoencoder(config: ConfigDict, data: DataInfo) -> Experiment:
         ) from error
     params, extra = jax.eval_shape(method.init, jax.random.key(0))
     return Experiment(config, data, method, codec, params, extra)
-
-
-def _classifier(config: ConfigDict, data: DataInfo) -> Experiment:
-    if data.num_classes is None:
-        raise ConfigError("config.data.labels=False: config.method.name='classifier' learns labels, give True")
-    if config.data.augment:
-        raise ConfigError(f"config.data.augment={config.data.augment} is not read by config.method.name='classifier'")
-    sde = make_process(config.sde)
-    # The label is what it tells, and not what it is told.
-    told = dataclasses.replace(data, conditions={n: known for n, known in data.conditions.items() if n != "label"})
-    net = make_network(config, told, out_features=data.num_classes)
-    params = _classifier_shapes(config.model.name, net, told, data.num_classes)
-    codec = pixels(config, data)
-    method = methods.classifier(
-        sde,
-        net,
-        codec,
-        optimizer=make_optimizer(config.optimizer, config.training.steps),
-        ema=make_ema(config),
-        c_noise=make_c_noise(config, sde),
-        conditions=data.conditions,
-        **noise_times(config, sde),
-    )
-    return Experiment(config, data, method, codec, params, sde=sde, net=net)
-
-
-def pixels(config: ConfigDict, data: DataInfo) -> Pixels:
-    """The codec of `config.data`. ConfigError for what is for images alone where the data are vectors."""
-    c = config.data
-    if len(data.shape) == 1 and (c.flip or c.dequantize or c.augment):
-        raise ConfigError("config.data.flip, dequantize and augment are for images; the data are vectors")
-    return Pixels(data.shape, data.levels, centered=c.centered, flip=c.flip, dequantize=c.dequantize)
 
 
 def noise_times(config: ConfigDict, sde: SDE) -> dict[str, Any]:

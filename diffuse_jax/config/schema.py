@@ -143,6 +143,9 @@ def base() -> ConfigDict:
                 # adm what was done; mirroring, the first, is done to half of all images. 0: none.
                 "augment": 0.0,
             },
+            # Between data and the space in which the process runs: pixels, as they are, or "package.module:function" of
+            # (config, data) that makes a codecs.Codec; the other fields of the section are those of one's own.
+            "codec": {"name": "pixels"},
             "sde": {
                 # vp, subvp, ve, cosine, edm, flow, ddpm, smld, or "package.module:function" that makes a process from
                 # this section.
@@ -281,6 +284,9 @@ def base() -> ConfigDict:
                 # Held-out rows for the loss, and for bits/dim (the costly one).
                 "num_loss": 1024,
                 "num_likelihood": 64,
+                # What is told of samples: frechet, or "package.module:function" of (samples, data set, config) that
+                # returns numbers by name.
+                "metrics": ("frechet",),
                 # Principal components of the training images in which the Fréchet distance is taken.
                 "pca_dims": 20,
                 # hutchinson or gaussian, of signs or of normal draws; exact: as many derivatives an evaluation as the

@@ -450,6 +450,48 @@ COMMANDS: list[tuple[str, ...]] = [
     ("import --from=edm --source={run}/config.json --workdir={new}", "{run}/config.json", "it is JSON or text"),
 ]
 
+#: As COMMANDS, where {run} is a run of a tiny digits_classifier at step 4.
+OF_A_CLASSIFIER: list[tuple[str, ...]] = [
+    ("sample --workdir={run}", "config.method.name='classifier'", "has nothing to sample"),
+    ("sample --workdir={run} --solver=ddim", "config.sampling.solver='ddim' is not read by", "leave it at 'heun'"),
+    ("sample --workdir={run} --label=3", "config.method.name='classifier'", "has nothing to sample"),
+    ("likelihood --workdir={run}", "config.method.name='classifier'", "has no density"),
+    ("likelihood --workdir={run} --config.evaluation.probes=4", "config.evaluation.probes=4 is not read by"),
+    ("evaluate --workdir={run} --config.evaluation.num_loss=0", "config.evaluation.num_loss=0", "at least 1"),
+    ("export --workdir={run} --output={new}.safetensors", "config.method.name='classifier' trains no denoiser"),
+    ("train --config=digits_classifier --workdir={run}", "config.model.nf was 4 and is 16"),
+    (
+        "train --config=digits_classifier --workdir={new} --config.data.labels=False",
+        "config.data.labels=False: config.method.name='classifier' learns labels, give True",
+    ),
+    (
+        "train --config=digits_classifier --workdir={new} --config.method.name=denoising",
+        "config.model.name='encoder' returns features, which config.method.name='denoising' cannot use",
+    ),
+    (
+        "train --config=digits --workdir={new} --config.data.labels=True --config.method.name=classifier",
+        "config.loss.weight='edm' is not read by config.method.name='classifier': leave it at 'sigma2'",
+    ),
+    ("train --config=digits_classifier --workdir={new} --config.loss.weight=g2", "config.loss.weight='g2' is not read"),
+    (
+        "train --config=digits_classifier --workdir={new} --config.loss.drop_conditions=0.1",
+        "drop_conditions=0.1 is not",
+    ),
+    ("train --config=digits_classifier --workdir={new} --config.parameterization.name=v", "name='v' is not read by"),
+    ("train --config=digits_classifier --workdir={new} --config.sampling.num=7", "config.sampling.num=7 is not read"),
+    ("train --config=digits_classifier --workdir={new} --config.data.augment=0.5", "config.data.augment=0.5 is not"),
+    (
+        "train --config=digits_classifier --workdir={new} --config.model.head=moments",
+        "config.model.name='encoder' does not fit",
+        "must return floats of shape (batch, 10), a logit for each class",
+    ),
+    (
+        "import --from=score_sde --source={file} --config=digits_classifier --workdir={new}",
+        "{file}",
+        "it is empty",
+    ),
+]
+
 #: An expression of the library, the type of its error, and words; what it may name is in test_bad_inputs.py.
 LIBRARY: list[tuple[str, ...]] = [
     ("sample(None, ORACLE, solvers.ddim(), GRID)", "ValueError", "needs keys", "keys=sample_keys"),

@@ -28,6 +28,15 @@ TINY = [
     "--config.evaluation.num_samples=24",
 ]
 
+TINY_CLASSIFIER = [
+    "--config=digits_classifier",
+    *(f"--config.model.{field}" for field in ("nf=4", "ch_mult=(1,)", "attn_resolutions=()", "head=mean")),
+    *(f"--config.training.{name}=4" for name in ("steps", "log_every", "checkpoint_every", "evaluate_every")),
+    "--config.training.steps_per_call=2",
+    "--config.training.batch_size=16",
+    "--config.evaluation.num_loss=40",
+]
+
 
 def run(*argv: str) -> int:
     """The exit status of `diffuse-jax argv`, in this process."""
@@ -75,3 +84,7 @@ def cosine(config: Any) -> Any:
     """α = cos(bend·t), σ = sin(bend·t): a process of one's own that reads a field of its own."""
     bend = config.bend
     return from_log_alpha_sigma(lambda t: jnp.log(jnp.cos(bend * t)), lambda t: jnp.log(jnp.sin(bend * t)), t_min=1e-3)
+
+
+def brightness(samples, dataset, config):
+    return {"brightness": float(samples.mean()), "of": dataset.name}

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from cli_models import TINY, run
+from cli_models import TINY, TINY_CLASSIFIER, run
 from jax import monitoring
 
 from diffuse_jax.training import make_mesh
@@ -18,6 +18,16 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Eight steps of a tiny MLP on toy2d. Nothing may be changed in it but by the commands that add to it."""
     folder = tmp_path_factory.mktemp("toy") / "run"
     assert run("train", *TINY, f"--workdir={folder}") == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Four steps of a tiny classifier of digits, trained on one device. Nothing may be changed in it."""
+    folder, one = tmp_path_factory.mktemp("classifier") / "run", make_mesh(jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffuse_jax.cli.train_run.make_mesh", lambda fsdp: one)
+        assert run("train", *TINY_CLASSIFIER, f"--workdir={folder}") == 0
     return folder
 
 

@@ -121,14 +121,23 @@ def test_a_record_of_a_run_that_cannot_be_read_is_named(row, toy_run, tmp_path, 
 
 @pytest.mark.parametrize("row", bad_inputs.COMMANDS, ids=first)
 def test_a_command_line_that_cannot_be_met_is_refused_and_leaves_all_as_it_is(row, toy_run, tmp_path, capfd):
+    assert_refused_beside(toy_run, row, tmp_path, capfd)
+
+
+@pytest.mark.parametrize("row", bad_inputs.OF_A_CLASSIFIER, ids=first)
+def test_what_a_classifier_cannot_be_asked_is_refused_and_leaves_all_as_it_is(row, classifier_run, tmp_path, capfd):
+    assert_refused_beside(classifier_run, row, tmp_path, capfd)
+
+
+def assert_refused_beside(folder, row, tmp_path, capfd):
     command, *words = row
-    places = {"run": toy_run, "new": tmp_path / "new", "empty": tmp_path / "empty", "file": tmp_path / "file"}
+    places = {"run": folder, "new": tmp_path / "new", "empty": tmp_path / "empty", "file": tmp_path / "file"}
     places["empty"].mkdir()
     places["file"].touch()
-    before = contents(toy_run)
+    before = contents(folder)
     argv = shlex.split(command.format(tiny=shlex.join(TINY), **places))
     assert_says(refused(capfd, *argv), [word.format(**places) for word in words])
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"] and contents(toy_run) == before
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file"] and contents(folder) == before
 
 
 class Nothing(sde.SDE):

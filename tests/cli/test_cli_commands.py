@@ -341,3 +341,14 @@ def test_the_console_script_and_the_module_are_the_same_command():
         for start in (["-m", "diffuse_jax"], ["-c", script])
     ]
     assert outputs[0] == outputs[1] and "digits" in outputs[0]
+
+
+def test_a_metric_of_ones_own_is_told_of_samples(toy_run, capsys):
+    """Beside one that is there; a name that is neither is refused before parameters are read."""
+    evaluate = ["evaluate", f"--workdir={toy_run}", "--num=8"]
+    assert run(*evaluate, "--config.evaluation.metrics=('frechet', 'cli_models:brightness')") == 0
+    table = json.loads((toy_run / "evaluation.json").read_text())
+    assert np.isfinite([table["frechet_distance"], table["brightness"]]).all()
+    assert table["of"] == diffuse_jax.config.read("toy2d").data.source
+    assert run(*evaluate, "--config.evaluation.metrics=('fid',)") == 2
+    assert "config.evaluation.metrics='fid' must be one of frechet" in capsys.readouterr().err

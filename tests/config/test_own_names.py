@@ -80,6 +80,29 @@ def test_other_choices_of_ones_own_are_taken():
     assert float(change) == -0.5
 
 
+def test_a_codec_of_ones_own_stands_between_data_and_model():
+    """The loss is that of what the codec makes of the data, which have no likelihood through it."""
+    made = config()
+    made.codec = ConfigDict({"name": "own_names:codec"})
+    coded, plain = build(made, DATA), build(config(), DATA)
+    x = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    halves = np.stack([x.sum(axis=1) / 2, (x[:, 0] - x[:, 1]) / 2], axis=1)
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), plain.params)
+    draws = step_draws(jax.random.key(0), jnp.int32(0), 64)
+    own, wanted = (
+        e.method.updates[0].loss(params, {}, {"x": rows}, draws).each for e, rows in ((coded, x), (plain, halves))
+    )
+    np.testing.assert_allclose(own, wanted, rtol=1e-4)
+    assert coded.method.log_prob is None and plain.method.log_prob is not None
+
+
+def test_a_codec_of_another_shape_than_it_says_is_refused():
+    made = config()
+    made.codec = ConfigDict({"name": "own_names:codec", "broken": True})
+    with pytest.raises(ConfigError, match=r"encodes rows of data of shape \(2,\) to \(2,\), and must to \(3,\)"):
+        build(made, DATA)
+
+
 @pytest.mark.parametrize(
     ("section", "fields", "words"),
     [

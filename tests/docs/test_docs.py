@@ -1,5 +1,6 @@
 """The documentation is true: its Python runs, its commands parse, its names exist, and its pages are in the site."""
 
+import functools
 import importlib
 import inspect
 import pathlib
@@ -61,16 +62,21 @@ def arguments(words: list[str]) -> list[str] | None:
 
 
 @pytest.fixture(scope="module")
-def run_of_digits(tmp_path_factory):
-    """The folder of a run on digits that was stopped at step 0, of a tiny network."""
-    folder = tmp_path_factory.mktemp("digits")
-    config = read("digits")
-    config.model.update(TINY)
-    experiment = build(config)
-    write_run(folder, config, experiment.data)
-    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
-        checkpoints.save(0, jax.jit(experiment.create_state)())
-    return folder
+def run_of(tmp_path_factory):
+    """The folder of a run of an experiment on digits that was stopped at step 0, of a tiny network."""
+
+    @functools.cache
+    def run(name):
+        folder = tmp_path_factory.mktemp(name)
+        config = read(name)
+        config.model.update(TINY)
+        experiment = build(config)
+        write_run(folder, config, experiment.data)
+        with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+            checkpoints.save(0, jax.jit(experiment.create_state)())
+        return folder
+
+    return run
 
 
 #: Pages whose Python takes long beside what it adds to the others'.
@@ -81,12 +87,12 @@ LONG = [
 
 
 @pytest.mark.parametrize("page", [proof(page) if page in LONG else page for page in with_blocks("python")])
-def test_python_of_the_page_runs(page, tmp_path, monkeypatch, request):
+def test_python_of_the_page_runs(page, tmp_path, monkeypatch, run_of):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     code = blocks(page, "python")
-    if any("runs/digits" in text for _, _, text in code):
-        shutil.copytree(request.getfixturevalue("run_of_digits"), tmp_path / "runs" / "digits")
+    for name in {name for _, _, text in code for name in re.findall(r"runs/(digits\w*)", text)}:
+        shutil.copytree(run_of(name), tmp_path / "runs" / name)
     namespace = {"__name__": "documentation"}
     for line, title, text in code:
         if title:
