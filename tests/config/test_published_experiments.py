@@ -372,7 +372,7 @@ def test_a_network_takes_its_derived_fields_from_data_and_process(name):
     module = build(config, DataInfo((8, 8, 3), 256, of_classes(classes))).net.module
     wanted = {"num_classes": classes, "label_dim": classes, "centered": False, "img_resolution": 8, "out_channels": 3}
     wanted |= {"augment_dim": 0, "sigma_min": 0.01, "sigma_max": 7.0, "num_scales": 12}
-    wanted |= {"image_channels": 0, "vocabulary": 0, "context_length": 1}
+    wanted |= {"image_channels": 0, "vocabulary": 0, "context_length": 64}
     assert {field: getattr(module, field) for field in names} == {field: wanted[field] for field in names}
 
 
