@@ -279,3 +279,15 @@ def test_json_that_is_missing_or_broken_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"a": 1})[:-1])
     with pytest.raises(CheckpointError, match=r"config.json is not JSON: .* line 1"):
         read_json(tmp_path / "config.json")
+
+
+def test_a_field_of_the_state_that_is_empty_leaves_no_trace(tmp_path):
+    """So a run of before the field still reads, and one that has something there is told of what is missing."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(0, state(0))
+    assert set(Checkpoints(tmp_path, read_only=True).shapes()) == {"step", "params", "ema", "opt_state"}
+    restored = Checkpoints(tmp_path, read_only=True).restore(ABSTRACT)
+    assert restored.extra == {} and isinstance(restored, training.TrainState)
+    with pytest.raises(CheckpointError, match=r"extra/teacher is nothing in the checkpoint, and float32\(3,\) was"):
+        wanted = replaced(extra={"teacher": jax.ShapeDtypeStruct((3,), np.float32)})
+        Checkpoints(tmp_path, read_only=True).restore(wanted)

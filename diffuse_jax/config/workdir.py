@@ -36,7 +36,7 @@ _DATA: dict[str, Kind] = {
 _CONDITION = {"shape": row(integer(1), (0, 1, 3)), "values": integer(1)}
 
 # What may change when a run goes on: how long it lasts, how often it does what, and what is done with its network.
-_FREE_SECTIONS = ("sampling", "evaluation")
+_FREE_SECTIONS = ("sampling", "evaluation", *(f"own.{name}" for name in ("solver", "grid", "finish", "noise", "trace")))
 _FREE_FIELDS = (
     "model.attention",
     "training.steps",
@@ -156,7 +156,7 @@ def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[st
     differences = [
         f"config.{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in _FREE_FIELDS and name.split(".")[0] not in _FREE_SECTIONS
+        if old.get(name) != new.get(name) and not _is_free(name)
     ]
     if stored_data != data:
         differences.append(f"the data were {stored_data} and are {data}")
@@ -168,6 +168,11 @@ def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[st
             f"workdir={workdir} holds a run of another experiment: {'; '.join(differences)}. "
             "Give the same values to go on with it, or another folder"
         )
+
+
+def _is_free(name: str) -> bool:
+    """Whether a field may change when a run goes on."""
+    return name in _FREE_FIELDS or any(name.startswith(f"{section}.") for section in _FREE_SECTIONS)
 
 
 def restore(

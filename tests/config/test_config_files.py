@@ -1,5 +1,6 @@
 """Experiment files: each one builds, a name finds it, an override takes effect, and what was recorded comes back."""
 
+import json
 import pathlib
 
 import jax
@@ -9,6 +10,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from diffuse_jax.conditions import Condition
 from diffuse_jax.config import (
     ConfigError,
     DataInfo,
@@ -261,3 +263,24 @@ def test_a_process_or_parameterization_that_cannot_be_met_is_refused_by_its_fiel
 def test_a_table_too_short_for_its_beta_is_refused():
     with pytest.raises(ConfigError, match=r"config\.sde\.num_scales=20 must be above beta_max=20\.0"):
         build(read("toy2d", ["--config.sde.name=ddpm", "--config.sde.num_scales=20"]))
+
+
+def test_a_run_of_before_there_were_methods_is_read_as_it_was_meant(tmp_path):
+    """As config.json was written then: no method, codec, conditions or optimizer's name, and the time as a label."""
+    config = read("digits", ["--config.data.labels=True"])
+    config.parameterization.c_noise = "t"
+    data = DataInfo((8, 8, 1), 17, {"label": Condition((), 10)})
+    write_run(tmp_path, config, data)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    for section in ("method", "codec", "own"):
+        del stored["config"][section]
+    newer = {"data": ("images", "tokens", "vocabulary"), "loss": ("drop_conditions",), "optimizer": ("name",)}
+    for section, fields in (newer | {"evaluation": ("metrics",)}).items():
+        for field in fields:
+            del stored["config"][section][field]
+    stored["config"]["parameterization"]["label"] = stored["config"]["parameterization"].pop("c_noise")
+    stored["data"] = {"shape": [8, 8, 1], "levels": 17, "num_classes": 10}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    found, known = read_run(tmp_path)
+    assert found.to_dict() == config.to_dict() and known == data
+    check_fits(config, data, tmp_path)
