@@ -17,7 +17,7 @@ __all__ = ["Pixels", "of_dataset"]
 
 @pytree
 class Pixels:
-    """The codec of images as uint8 NHWC, in [−1, 1] or [0, 1], and of float vectors, which stay as they are.
+    """The codec of images as uint8 NHWC, in [−1, 1] or [0, 1], and of float vectors, which become float32.
 
     Args:
         shape: The shape of one row.

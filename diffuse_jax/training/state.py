@@ -34,16 +34,21 @@ class TrainState:
 
 
 def create_state(params: Any, updates: Sequence[Update], extra: Any = None) -> TrainState:
-    """The state before the first step of `updates`. The moving average starts as a copy of `params`, in buffers of its
-    own, so that the whole state can be donated."""
-    copy = jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+    """The state before the first step of `updates`. The moving average starts as a copy of `params`; it and `extra`,
+    which may share arrays with them, are in buffers of their own, so that the whole state can be donated."""
+
+    def copied(tree: Any) -> Any:
+        # With a type of its own: after a step nothing is weakly typed, and the second would be traced anew.
+        return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype, copy=True), tree)
+
+    params = copied(params)
     opt_states = tuple(update.optimizer.init(update.moved(params)) for update in updates)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=copy,
+        ema=copied(params),
         opt_state=opt_states if len(opt_states) > 1 else opt_states[0],
-        extra={} if extra is None else extra,
+        extra={} if extra is None else copied(extra),
     )
 
 

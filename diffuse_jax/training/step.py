@@ -145,7 +145,7 @@ def _make(
         value, gradient, further, new = _mean_over_parts(found, batch, draws, accumulate)
     if axis_name is not None:
         value, gradient, further = jax.lax.pmean((value, gradient, further), axis_name)
-        new = jax.tree.map(lambda leaf: jax.lax.pmean(leaf, axis_name) if _inexact(leaf) else leaf, new)
+        new = jax.tree.map(lambda leaf: _mean_over_devices(leaf, axis_name) if _inexact(leaf) else leaf, new)
     if unknown := sorted(set(new) - set(extra)):
         raise ValueError(
             f"the loss brings extra[{unknown[0]!r}] up to date, and extra has {', '.join(extra) or 'none'}"
@@ -157,14 +157,21 @@ def _make(
     return (params, {**extra, **new} if new else extra, opt_state), metrics
 
 
+def _mean_over_devices(leaf: jax.Array, axis_name: str) -> jax.Array:
+    """The mean over an axis, to the bit the number itself where all devices have the same."""
+    first = jax.lax.psum(jnp.where(jax.lax.axis_index(axis_name) == 0, leaf, 0), axis_name)
+    return first + jax.lax.pmean(leaf - first, axis_name)
+
+
 def _inexact(leaf: jax.Array) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 def _mean_over_parts(function: Callable[[Any, Draws], Any], batch: Any, draws: Draws, parts: int) -> Any:
     """The mean of function(batch, draws) over so many parts of the rows, one after the other, row r being of part r mod
-    `parts`: where a batch is spread over devices, each of them has its share of every part. Of numbers that are no
-    floats the last part's."""
+    `parts`: where a batch is spread over devices, each of them has its share of every part. Of what a loss brings up to
+    date, the last of four results, it is to the bit the number itself where all parts have the same, as of what is
+    frozen; and of numbers that are no floats the last part's."""
     size = draws.index.shape[0]
     if size % parts:
         raise ValueError(f"accumulate = {parts} must divide the {size} rows of the batch")
@@ -181,11 +188,18 @@ def _mean_over_parts(function: Callable[[Any, Draws], Any], batch: Any, draws: D
     shapes = jax.eval_shape(of, jax.tree.map(lambda leaf: leaf[0], split_up))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(lambda t, new: t + new if _inexact(t) else new, total, of(part)), None
+    def add(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], None]:
+        total, first = carry
+        *summed, new = of(part)
+        first = jax.tree.map(lambda f, n: jnp.where(part[0] == 0, n, f), first, new)
+        beyond = jax.tree.map(lambda n, f: n - f if _inexact(n) else n, new, first)
+        *sums, last = total
+        last = jax.tree.map(lambda t, b: t + b if _inexact(t) else b, last, beyond)
+        return ((*jax.tree.map(jnp.add, tuple(sums), tuple(summed)), last), first), None
 
-    total, _ = jax.lax.scan(add, zeros, split_up)
-    return jax.tree.map(lambda leaf: leaf / parts if _inexact(leaf) else leaf, total)
+    ((*sums, beyond), first), _ = jax.lax.scan(add, (tuple(zeros), zeros[-1]), split_up)
+    new = jax.tree.map(lambda f, b: f + b / parts if _inexact(f) else b, first, beyond)
+    return (*jax.tree.map(lambda leaf: leaf / parts, tuple(sums)), new)
 
 
 def scan_steps(step_fn: StepFn, state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:

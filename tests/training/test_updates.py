@@ -120,6 +120,39 @@ def test_devices_parts_and_split_states_play_the_same_game(played, devices, opti
     assert found["y/loss"].made.tolist() == [bool(m["y/loss"].made) for m in metrics]
 
 
+@pytest.mark.parametrize("parts", [1, 3, 5])
+def test_what_a_loss_leaves_as_it_is_stays_so_to_the_bit(parts):
+    """Of three equal numbers the mean need not be the number."""
+    frozen = jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)
+
+    def loss(params, extra, batch, draws):
+        return training.LossOutput(batch * params, extra={"teacher": extra["teacher"]})
+
+    updates = (training.Update(loss, optax.sgd(0.1)),)
+    now = training.create_state(jnp.ones(()), updates, {"teacher": frozen})
+    call = jax.jit(step(updates, accumulate=parts))
+    for _ in range(3):
+        now, _ = call(now, jnp.ones(15))
+    np.testing.assert_array_equal(now.extra["teacher"], frozen)
+
+
+def test_a_state_can_be_donated_whatever_its_parts_share_and_is_traced_once():
+    """What is carried may begin as the parameters, and parameters as numbers of no type of their own."""
+    traced = []
+
+    def loss(params, extra, batch, draws):
+        traced.append(None)
+        return training.LossOutput(jnp.sum((params - extra["teacher"]) ** 2) * batch)
+
+    params = jnp.full(2, 0.5)
+    updates = (training.Update(loss, optax.sgd(0.1)),)
+    now = training.create_state(params, updates, {"teacher": params})
+    call = jax.jit(step(updates), donate_argnums=0)
+    for _ in range(3):
+        now, _ = call(now, jnp.ones(4))
+    assert len(traced) == 1 and not now.params.weak_type
+
+
 def test_pmap_plays_the_same_game(played):
     with jax.enable_x64(True):
         call = training.pmap_step(step(axis_name="batch"))
@@ -160,7 +193,7 @@ def test_a_loss_cannot_add_to_what_is_carried():
     bad = training.Update(
         lambda params, extra, batch, draws: training.LossOutput(jnp.zeros(16), extra={"new": 1.0}), optax.sgd(0.1)
     )
-    with pytest.raises(ValueError, match=r"extra\['new'\] up to date, and extra has mean, frozen"):
+    with pytest.raises(ValueError, match=r"extra\['new'\] up to date, and extra has frozen, mean"):
         params, extra = game.start()
         step((bad,))(training.create_state(params, (bad,), extra), {"x": INPUTS[0]})
 
