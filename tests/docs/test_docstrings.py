@@ -23,6 +23,7 @@ MODULES = (
     "convert",
     "checkpoints",
     "evaluation",
+    "training",
 )
 
 
