@@ -24,6 +24,10 @@ MODULES = (
     "checkpoints",
     "evaluation",
     "training",
+    "data",
+    "data.array_rows",
+    "data.augment",
+    "data.metadata",
 )
 
 
