@@ -28,6 +28,10 @@ MODULES = (
     "data.array_rows",
     "data.augment",
     "data.metadata",
+    "methods",
+    "methods.noising",
+    "codecs",
+    "conditions",
 )
 
 
