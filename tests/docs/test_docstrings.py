@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import pytest
 
 MODULES = (
@@ -32,11 +33,28 @@ MODULES = (
     "methods.noising",
     "codecs",
     "conditions",
+    "config",
+    "config.choices",
+    "config.imported",
+    "config.numbers",
+    "config.parts",
+    "config.published",
+    "config.sampling_section",
+    "config.workdir",
+    "nets",
+    "nets.attention",
+    "nets.convolution",
+    "nets.dropout",
+    "nets.halves",
+    "nets.inputs",
+    "nets.transformer",
 )
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
-    return [name for name in inspect.signature(function).parameters if name != "self"]
+    module = inspect.isclass(function) and issubclass(function, nn.Module)
+    unnamed = {"self", *(("parent", "name") if module else ())}  # the latter Flax gives to every module
+    return [name for name in inspect.signature(function).parameters if name not in unnamed]
 
 
 def public(module: str) -> dict[str, Callable[..., Any]]:
