@@ -22,7 +22,7 @@ __all__ = ["Condition", "drop_conditions", "merge_conditions", "null_like"]
 
 
 class Condition(NamedTuple):
-    """What a data set states of one of its conditions.
+    """What is known of a condition of a data set.
 
     Args:
         shape: The shape of one row: () for a label, (h, w, c) for an image, (length,) for tokens.
@@ -34,7 +34,16 @@ class Condition(NamedTuple):
 
 
 def null_like(name: str, value: jax.Array, condition: Condition) -> jax.Array:
-    """The null of a condition, shaped like `value` (batch, …)."""
+    """The null of a condition.
+
+    Args:
+        name: The name of the condition.
+        value: An array (batch, …) of it.
+        condition: What is known of it.
+
+    Returns:
+        An array of the shape and type of `value`.
+    """
     return jnp.full_like(value, condition.values if name == "label" else 0)
 
 

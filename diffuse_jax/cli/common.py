@@ -42,7 +42,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run with the averaged parameters of one of its checkpoints, and what is carried beside them."""
+    """A run at one of its checkpoints.
+
+    Args:
+        workdir: The folder of the run.
+        experiment: What it was trained as.
+        params: The averaged parameters.
+        extra: What is carried beside them.
+        step: The step of the checkpoint.
+        mesh: The devices, on all of which the arrays are whole.
+    """
 
     workdir: pathlib.Path
     experiment: Experiment
@@ -77,9 +86,21 @@ def open_run(
     *,
     check: Callable[[Experiment], Any] = lambda experiment: None,
 ) -> TrainedRun:
-    """The run that a command names, with --solver and --steps in its config. A --config that does not fit the run is
-    refused, and what `check` refuses, and an output folder (default: the run's own) that cannot be written to, before
-    its parameters are loaded; its data are not looked at."""
+    """The run that a command names, with --solver and --steps in its config. Its data are not looked at.
+
+    Args:
+        args: The arguments of the command.
+        overrides: Fields of the config, as "--config.section.field=value".
+        output: The folder that the command writes to; None is the run's own.
+        check: Raises for what else the command cannot do with the experiment.
+
+    Returns:
+        The run.
+
+    Raises:
+        ConfigError: Before its parameters are loaded, for a --config that does not fit the run and an output folder
+            that cannot be written to; and what `check` raises.
+    """
     workdir = together(lambda: workdir_of(args))
     experiment, step = together(lambda: _experiment(args, overrides, workdir))
     together(lambda: check_writable(output or workdir))
@@ -118,7 +139,16 @@ def as_asked(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
 
 
 def can(experiment: Experiment, capability: str, what: str) -> None:
-    """ConfigError where the method of an experiment has no such capability, a field of `Method`."""
+    """Checks that the method of an experiment has some capability.
+
+    Args:
+        experiment: The experiment.
+        capability: A field of `Method`.
+        what: What a run without it does or has not, as the error says.
+
+    Raises:
+        ConfigError: Where the field is None.
+    """
     if getattr(experiment.method, capability) is None:
         raise ConfigError(f"config.method.name={experiment.config.method.name!r}: this kind of run {what}")
 
@@ -157,8 +187,19 @@ def _conditions_of_rows(experiment: Experiment, source: Source | None, index: np
 def heldout_losses(
     experiment: Experiment, dataset: Dataset, *, seed: int, mesh: Mesh, batch_size: int
 ) -> Callable[[Any, int], dict[str, tuple[float, float]]]:
-    """What maps (params, extra) at a step to the means of the method's held-out losses, and of their metrics, each with
-    its standard error: `heldout_loss` where the loss is named so."""
+    """The held-out losses of an experiment's method.
+
+    Args:
+        experiment: The experiment, whose evaluation.num_loss rows are read.
+        dataset: The data, of which the test part is.
+        seed: The seed of what is random in a loss.
+        mesh: The devices.
+        batch_size: The rows that are evaluated at once.
+
+    Returns:
+        What maps (params, extra) at a step to the mean of each loss, and of its metrics, with its standard error, by
+            name, which is `heldout_loss` where the loss is called "loss".
+    """
     rows: dict[str, Any] = {"seed": seed, "mesh": mesh, "batch_size": batch_size}
     n = experiment.config.evaluation.num_loss
     losses = experiment.method.heldout

@@ -86,7 +86,13 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def add_num(parser: argparse.ArgumentParser, least: int, help: str) -> None:
-    """--num, how many of what the command makes, at least so many."""
+    """--num, how many of what the command makes.
+
+    Args:
+        parser: The parser of the command.
+        least: The smallest number.
+        help: The line of --help.
+    """
     parser.add_argument("--num", type=integer(least, 2**31), metavar="N", help=help)
 
 

@@ -79,7 +79,16 @@ def check_training(experiment: Experiment, mesh: Mesh) -> None:
 
 
 def check_samples(experiment: Experiment, n: int, what: str) -> None:
-    """ConfigError where n samples, or a chunk of them, are more than memory can hold."""
+    """Checks that memory can hold n samples, and a chunk of them.
+
+    Args:
+        experiment: The experiment.
+        n: The number of samples.
+        what: The option or field that says so, which the error names.
+
+    Raises:
+        ConfigError: Where it cannot.
+    """
     row, batch_size = 4 * math.prod(experiment.data.shape), experiment.config.sampling.batch_size
     _check(f"config.sampling.batch_size={batch_size}", min(n, batch_size) * row)
     _check(f"{what}={n}", 2 * n * row)  # in chunks, and joined

@@ -94,7 +94,14 @@ _KINDS: dict[str, Callable[[pathlib.Path], _Files]] = {"png": _Images, "shards":
 
 
 def sample_files(args: argparse.Namespace, run: TrainedRun, n: int, conditions: Conditions | None) -> None:
-    """Draws samples args.first … args.first + n − 1 into files of format args.format, but for those that are there."""
+    """Draws samples args.first … args.first + n − 1 into files of format args.format, but for those that are there.
+
+    Args:
+        args: The arguments of the command.
+        run: The run.
+        n: The number of samples.
+        conditions: Those of samples by their numbers; None for a run without conditions.
+    """
     folder, start, stop = run.workdir / FOLDER, args.first, args.first + n
     with contextlib.ExitStack() as held:
         together(lambda: _check(args, run))

@@ -41,7 +41,16 @@ class Pixels:
     def encode(
         self, batch: Mapping[str, jax.Array], keys: jax.Array, *, train: bool
     ) -> tuple[jax.Array, dict[str, jax.Array] | None]:
-        """{"x", conditions} as (x, cond); see `Codec`."""
+        """A batch in the model's range (see `Codec`).
+
+        Args:
+            batch: {"x": …, conditions by name}.
+            keys: One key a row, (B,), from which its augmentation is drawn.
+            train: Whether rows are mirrored and dequantized, as the fields say.
+
+        Returns:
+            x (B, *shape) float32, and the conditions of its rows by name, or None.
+        """
         spread = {"flip": train and self.flip, "dequantize": train and self.dequantize}
         x = preprocess(batch["x"], keys, levels=self.levels, centered=self.centered, **spread)
         return x, preprocess_conditions(batch, keys, centered=self.centered, flip=spread["flip"])

@@ -16,9 +16,15 @@ class Codec(Protocol):
         ...
 
     def encode(self, batch: Any, keys: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
-        """A batch of data as (x, cond): x (B, *shape) float32, and the conditions of its rows by name, or None.
+        """A batch of data in that space.
 
-        What is random of row i is drawn from keys[i]; with `train` False there is no augmentation.
+        Args:
+            batch: The data, a tree of arrays that lead with B.
+            keys: One key a row, (B,): what is random of row i is drawn from keys[i].
+            train: False leaves out the augmentation.
+
+        Returns:
+            x (B, *shape) float32, and the conditions of its rows by name, or None.
         """
         ...
 

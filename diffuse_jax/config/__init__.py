@@ -1,4 +1,4 @@
-"""Experiment files as objects: the one room that knows both ml_collections and the library."""
+"""Experiment files as objects: the one package that knows both ml_collections and the library."""
 
 from diffuse_jax.config.build import DataInfo, Experiment, build, describe, load_data
 from diffuse_jax.config.errors import ConfigError

@@ -24,7 +24,19 @@ OWN = {
 
 
 def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
-    """The entry of that name, or what "module:name" names; ConfigError with the names there are."""
+    """What a field of the config chooses by name.
+
+    Args:
+        table: The entries by name.
+        name: The name of one, or "module:name".
+        field: The field, without "config.", which errors name.
+
+    Returns:
+        The entry, or what the module has by that name.
+
+    Raises:
+        ConfigError: For another name, with the names that there are, and for what cannot be imported.
+    """
     if ":" in name:
         return imported(name, field)
     if name not in table:
@@ -48,8 +60,19 @@ def own_options(config: ConfigDict, field: str) -> dict[str, Any]:
 
 
 def function_of(config: ConfigDict, table: Mapping[str, Callable[[ConfigDict], Any]], field: str) -> Any:
-    """A function that a field of `OWN` names: what its entry of the table, called with the config, returns; or one's
-    own, with its options bound. ConfigError naming the field."""
+    """A function that a field of `OWN` names.
+
+    Args:
+        config: The experiment's config.
+        table: Entries by name, each a function of the config that returns the one that is meant.
+        field: The name in `OWN`.
+
+    Returns:
+        What the entry of the table returns, or one's own function with its options bound.
+
+    Raises:
+        ConfigError: Naming the field, where there is no such entry or function.
+    """
     where = OWN[field]
     part, _, leaf = where.partition(".")
     name = config[part][leaf]
@@ -63,7 +86,20 @@ def function_of(config: ConfigDict, table: Mapping[str, Callable[[ConfigDict], A
 
 
 def section(make: Callable[..., Any], name: str, *values: Any, **options: Any) -> Any:
-    """make(*values, **options); ConfigError, naming the section of the config, for whatever it raises."""
+    """Makes what a section of the config is about.
+
+    Args:
+        make: What is called.
+        name: The section, without "config.", which errors name.
+        values: The positional arguments of `make`.
+        options: Its keyword arguments.
+
+    Returns:
+        make(*values, **options).
+
+    Raises:
+        ConfigError: Naming the section, for whatever `make` raises.
+    """
     try:
         return make(*values, **options)
     except ConfigError:

@@ -23,8 +23,13 @@ __all__ = ["DataInfo", "Experiment"]
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a network must know of its data: the shape of one row, its grey levels (None: continuous), and its
-    conditions by name."""
+    """What a network must know of its data.
+
+    Args:
+        shape: The shape of one row.
+        levels: Its grey levels; None where the data are continuous.
+        conditions: What is known of its conditions, by name.
+    """
 
     shape: tuple[int, ...]
     levels: int | None

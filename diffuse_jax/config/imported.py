@@ -1,7 +1,7 @@
 """Other programs' weights and options as an experiment and its training state.
 
 Each program's options become the fields of an experiment that say the same: process, parameterization, network, and
-the training and sampling that it states. What a program does not state keeps the value of `base()`.
+the training and sampling that it defines. What a program does not define keeps the value of `base()`.
 """
 
 import dataclasses
@@ -94,9 +94,21 @@ def program_of(options: Mapping[str, Any]) -> str | None:
 
 
 def of_options(program: str, weights: Weights, options: Mapping[str, Any], overrides: Sequence[str] = ()) -> Imported:
-    """What `program`, one of `PROGRAMS`, trained, from its own options; `overrides` ("--config.section.field=value")
-    come last. ConversionError where weights and options do not fit each other, ConfigError where their experiment
-    cannot be built."""
+    """What another program trained, from its own options.
+
+    Args:
+        program: The program, one of `PROGRAMS`.
+        weights: Its weights.
+        options: Its options.
+        overrides: Fields of the experiment that come last, as "--config.section.field=value".
+
+    Returns:
+        The experiment and the state of its training.
+
+    Raises:
+        ConversionError: Where weights and options do not fit each other.
+        ConfigError: Where their experiment cannot be built.
+    """
     parts = PROGRAMS[program](weights, options)
     config = base()
     config.model = _model_section(parts.network)
@@ -116,8 +128,19 @@ def of_options(program: str, weights: Weights, options: Mapping[str, Any], overr
 
 
 def of_experiment(config: ConfigDict, data: DataInfo, weights: Weights) -> Imported:
-    """What score_sde trained, as an experiment here states it. ConversionError where the weights are of another
-    network."""
+    """What score_sde trained, as an experiment here defines it.
+
+    Args:
+        config: The config of the experiment.
+        data: What is known of its data.
+        weights: The weights of score_sde.
+
+    Returns:
+        The experiment and the state of its training.
+
+    Raises:
+        ConversionError: Where the weights are of another network.
+    """
     experiment = build(config, data)
     module, shape = _module(experiment), data.shape
     params = score_sde_params(module, shape, weights.arrays)

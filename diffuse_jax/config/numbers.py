@@ -15,8 +15,14 @@ _INT32 = 2**31 - 1
 
 
 class Range(NamedTuple):
-    """The numbers from `least` to `most`, in float32, without an end that is open: finite unless `most` says
-    otherwise."""
+    """The numbers between two ends, in float32: finite unless `most` is infinite.
+
+    Args:
+        least: The lower end.
+        most: The upper end.
+        open_least: The lower end is not one of them.
+        open_most: The upper end is not one of them.
+    """
 
     least: float = -_LARGEST
     most: float = _LARGEST

@@ -190,8 +190,20 @@ def _check_c_noise(config: ConfigDict) -> None:
 
 
 def make_network(config: ConfigDict, data: DataInfo, out_features: int | None = None) -> LinenNet:
-    """The network of `config.model` for such data: one that returns so many features a row, or where that is None an
-    array like x. ConfigError where it is none of these, or does not read one of the conditions."""
+    """The network of `config.model`.
+
+    Args:
+        config: The experiment's config.
+        data: What is known of the data.
+        out_features: The number of features a row that it is to return; None: an array like x.
+
+    Returns:
+        The network.
+
+    Raises:
+        ConfigError: Where there is no such network, or it returns something else, or does not read one of the
+            conditions.
+    """
     options = {name: value for name, value in config.model.items() if name != "name"}
     if ":" in config.model.name:
         module = imported(config.model.name, "model.name")

@@ -1,6 +1,6 @@
-"""What was published of the settings that the built-in experiments restate, as data beside each of them.
+"""What was published of the settings that the built-in experiments reproduce, as data beside each of them.
 
-An experiment file states it as its constant `PUBLISHED`. The band of a figure is what a run of the same setting may
+An experiment file has it as its constant `PUBLISHED`. The band of a figure is what a run of the same setting may
 differ by and still count as the same; its reason stands with it.
 """
 
@@ -19,8 +19,14 @@ ANOTHER_RUN = "a judgement: it is of another program's run, of another number of
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A published number, the `band` to either side of it and the `reason` for its width. `remembered`: quoted from
-    memory of its source, to be checked there before it is relied upon."""
+    """A published number.
+
+    Args:
+        value: The number.
+        band: What a run may differ by to either side.
+        reason: Why the band is as wide as it is.
+        remembered: The number is quoted from memory of its source, to be checked there before it is relied upon.
+    """
 
     value: float
     band: float
@@ -30,10 +36,19 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What was published of a setting: the `source` of the figures, the `original` (the file, or the options, that
-    state the setting in its authors' program), the number of `parameters`, the evaluations a sample takes (`nfe`) in
-    `fid` and `inception_score`, the distance of samples of the probability flow (`fid_ode`), and `bits_per_dim` of the
-    test images. `notes` say what is particular. A figure that was not published is None."""
+    """What was published of a setting. A figure that was not published is None.
+
+    Args:
+        source: The source of the figures.
+        original: The file, or the options, that define the setting in its authors' program.
+        parameters: The number of parameters.
+        nfe: The evaluations that a sample takes in `fid` and `inception_score`.
+        fid: The Fréchet distance of samples.
+        inception_score: Their Inception score.
+        fid_ode: The Fréchet distance of samples of the probability flow.
+        bits_per_dim: Bits per dimension of the test images.
+        notes: What is particular.
+    """
 
     source: str
     original: str
@@ -60,7 +75,17 @@ _BITS = "a judgement: the noise of dequantization moves the third decimal, anoth
 
 
 def fid(value: float, *, band: float = 0.15, reason: str = _FID, remembered: bool = False) -> Figure:
-    """A Fréchet distance in Inception-v3's features, by default that of the best checkpoint of a run."""
+    """A Fréchet distance in Inception-v3's features.
+
+    Args:
+        value: The distance.
+        band: What a run may differ by to either side, by default for that of the best checkpoint of a run.
+        reason: Why the band is as wide as it is.
+        remembered: The number is quoted from memory of its source.
+
+    Returns:
+        The figure.
+    """
     return Figure(value, band, reason, remembered)
 
 
@@ -75,8 +100,8 @@ def bits_per_dim(value: float) -> Figure:
 
 
 def published(name: str) -> Published | None:
-    """What was published of the experiment of that name or file; None where its file states nothing, and for a variant
-    ("name:argument"). ConfigError where there is no such experiment."""
+    """What was published of the experiment of that name or file; None where its file has no such constant, and for a
+    variant ("name:argument"). ConfigError where there is no such experiment."""
     file, _, argument = resolve(name).partition(":")
     found = None if argument else runpy.run_path(file).get("PUBLISHED")
     return found if isinstance(found, Published) else None

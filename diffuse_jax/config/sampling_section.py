@@ -117,8 +117,15 @@ _NOISES: dict[str, Callable[[ConfigDict], sampling.NoiseSource]] = {
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How samples are drawn: a solver by its name, the times it goes through, what is taken at the end, and the
-    noise."""
+    """How samples are drawn.
+
+    Args:
+        name: The name of the solver.
+        solver: The solver.
+        times: The times that it goes through, falling.
+        finish: What is taken at the end, such as `sampling.last_mean`.
+        noise: Where its noise comes from, such as `sampling.keyed_noise`.
+    """
 
     name: str
     solver: solvers.Solver
@@ -151,9 +158,14 @@ def sampling_plan(experiment: ConfigDict, sde: SDE) -> SamplingPlan:
 
 
 def settle(config: ConfigDict, before: tuple[str, str], given: Collection[str]) -> None:
-    """Empties the fields of `config.sampling` that its solver and grid do not read, where these are others than
-    `before`, (solver, grid), and with another solver order and eta, which mean something else to each; but for those
-    whose flags ("--config.sampling.NAME") are among `given`."""
+    """Empties the fields of `config.sampling` that its solver and grid do not read, where these have changed; with
+    another solver also order and eta, which mean something else to each.
+
+    Args:
+        config: The section `config.sampling`, which is changed.
+        before: (solver, grid) before the change.
+        given: Flags, "--config.sampling.NAME", whose fields stay as they are.
+    """
     if (config.solver, config.grid) == before:
         return
     other = {"order", "eta"} if config.solver != before[0] else set()

@@ -52,8 +52,17 @@ _FREE_FIELDS = (
 
 
 def write_run(workdir: str | os.PathLike[str], config: ConfigDict, data: DataInfo, rows: int | None = None) -> None:
-    """Records the config of a run, its data and, where known, their number of training rows, in place of what was
-    recorded before. ConfigError where JSON cannot hold a field."""
+    """Records what a run is trained as, in place of what was recorded before.
+
+    Args:
+        workdir: The folder of the run.
+        config: The config.
+        data: What is known of its data.
+        rows: The number of their training rows; None where it is not known.
+
+    Raises:
+        ConfigError: Where JSON cannot hold a field.
+    """
     content = {"config": config.to_dict(), "data": data.as_json(), "rows": rows}
     try:
         write_json_atomic(pathlib.Path(workdir) / _CONFIG, content)
@@ -147,8 +156,18 @@ def _sections(stored: dict[str, Any], where: str) -> ConfigDict:
 
 
 def check_fits(config: ConfigDict, data: DataInfo, workdir: str | os.PathLike[str], rows: int | None = None) -> None:
-    """ConfigError naming every field in which a run's own config differs from `config`, where it may not change, and
-    its data where they have another shape or another number of training rows, of those known."""
+    """Checks that a run can go on with a config and data.
+
+    Args:
+        config: The config.
+        data: What is known of the data.
+        workdir: The folder of the run.
+        rows: The number of training rows; None where it is not known.
+
+    Raises:
+        ConfigError: Naming every field in which the run's own config differs from this one and may not change, and its
+            data where they have another shape or another number of training rows, of those known.
+    """
     stored, stored_data = read_run(workdir)
     old, new = _flat(stored), _flat(config)
     if not old.get("data.source"):  # of imported weights; it may be given later
@@ -181,8 +200,20 @@ def restore(
     step: int | None = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[Any, Any, int]:
-    """The averaged parameters (EMA) of a run at `step`, or the latest, what is carried beside them, and the step; the
-    arrays placed by `sharding` as `Checkpoints.restore` does. CheckpointError where missing."""
+    """What a run trained, as arrays.
+
+    Args:
+        experiment: The experiment of the run.
+        workdir: The folder of the run.
+        step: The step of the checkpoint; None is the latest.
+        sharding: Where the arrays are placed, as `Checkpoints.restore` does.
+
+    Returns:
+        The averaged parameters (EMA), what is carried beside them, and the step.
+
+    Raises:
+        CheckpointError: Where there is no such checkpoint.
+    """
     with Checkpoints(pathlib.Path(workdir) / CHECKPOINTS, read_only=True) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         params = checkpoints.restore_part("ema", experiment.params, step, sharding)

@@ -44,7 +44,13 @@ _STORAGES = {f"torch.{kind}": kind for kind in _DTYPES}
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of `count` numbers of one type that tensors look into; `kind` is torch's name of the type."""
+    """A run of numbers of one type that tensors look into.
+
+    Args:
+        key: Its name in the file.
+        kind: torch's name of the type.
+        count: How many numbers it has.
+    """
 
     key: str
     kind: str
@@ -57,7 +63,14 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A view of a storage: entry (i, j, …) is number offset + i·stride[0] + j·stride[1] + …"""
+    """A view of a storage, whose entry (i, j, …) is number offset + i·stride[0] + j·stride[1] + …
+
+    Args:
+        storage: The storage.
+        offset: The number of the first entry.
+        shape: The shape.
+        stride: The distance between neighbours along each axis, in numbers.
+    """
 
     storage: Storage
     offset: int

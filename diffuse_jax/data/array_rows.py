@@ -75,7 +75,19 @@ def _counts(values: np.ndarray) -> bool:
 
 
 def pad_tokens(part: Arrays, length: int, name: str) -> Arrays:
-    """The part with tokens of `length`, padded with 0 or cut where all is 0; DataError where a row has more."""
+    """A part of the data with tokens of one length, padded with 0 or cut where all is 0.
+
+    Args:
+        part: The part, which may have no tokens.
+        length: The number of tokens that a row is to have.
+        name: What messages call the part.
+
+    Returns:
+        The part, its tokens (n, length).
+
+    Raises:
+        DataError: Where a row has more tokens.
+    """
     tokens = part.tokens
     if tokens is None or tokens.shape[1] == length:
         return part
@@ -92,7 +104,16 @@ def pad_tokens(part: Arrays, length: int, name: str) -> Arrays:
 
 
 def check_alike(first: Arrays, other: Arrays, name: str) -> None:
-    """DataError where two parts differ in their conditions or in the shape of their rows, but for tokens' length."""
+    """Checks that two parts of the data have the same conditions and the same shape of rows, but for tokens' length.
+
+    Args:
+        first: The part to train on.
+        other: The part to test with.
+        name: What messages call the data.
+
+    Raises:
+        DataError: Where they differ.
+    """
     for field in ("x", *CONDITIONS):
         one, two = getattr(first, field), getattr(other, field)
         if (one is None) != (two is None):
@@ -107,8 +128,20 @@ def check_alike(first: Arrays, other: Arrays, name: str) -> None:
 def conditions_of(
     parts: Sequence[Arrays], num_classes: int | None, vocabulary: int | None, name: str
 ) -> dict[str, Condition]:
-    """The conditions of parts that are alike, whose numbers of classes and tokens are those given or one more than the
-    largest; DataError where a number that is given is too small."""
+    """What is known of the conditions of parts that are alike (`check_alike`).
+
+    Args:
+        parts: The parts, at least one.
+        num_classes: The number of classes; None: one more than the largest label.
+        vocabulary: The number of tokens that there are; None: one more than the largest.
+        name: What messages call the data.
+
+    Returns:
+        The conditions by name; {} where rows carry none.
+
+    Raises:
+        DataError: Where a number that is given is too small.
+    """
     first, conditions = parts[0], {}
     if first.label is not None:
         labels = np.concatenate([part.label for part in parts if part.label is not None])

@@ -51,9 +51,17 @@ _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 @pytree
 class Augmentation:
-    """What is done to an image, every field a scalar but `move` (2,). `mirror_x` and `mirror_y` are 0 or 1; `scale` is
-    log₂ of a factor over its deviation; `turn` is an angle; `stretch` is log₂ of a factor over its deviation, along the
-    axis that lies at the angle `axis`; `move` is a way to the right and down, over its deviations."""
+    """What is done to an image.
+
+    Args:
+        mirror_x: Whether it is mirrored left to right, 0 or 1.
+        mirror_y: Whether it is mirrored top to bottom, 0 or 1.
+        scale: log₂ of the factor by which it is scaled, over its standard deviation.
+        turn: The angle by which it is turned.
+        stretch: log₂ of the factor by which it is stretched along one axis, over its standard deviation.
+        axis: The angle of that axis.
+        move: How far it is moved to the right and down, (2,), over the standard deviations.
+    """
 
     mirror_x: jax.Array
     mirror_y: jax.Array
@@ -112,11 +120,19 @@ def draw_augmentation(key: jax.Array, probability: float) -> Augmentation:
 
 
 def augment(keys: jax.Array, images: jax.Array, probability: float = 0.12) -> tuple[jax.Array, jax.Array]:
-    """Transformed images, float32 of the shape (batch, h, w, c) of `images`, and their labels (batch, 9).
+    """Images, each transformed at random as EDM does, and what was done to them.
 
-    `keys` (batch,) are typed keys, one a row, so that a row comes out the same in every batch and shard. The images may
-    leave their range a little, as sharp filters make them. `probability` is that of each transformation but the mirror
-    image, which has ½. Raises ValueError unless images are of at least 2×2 floats and `probability` lies in [0, 1].
+    Args:
+        keys: Typed keys (batch,), one a row, so that a row comes out the same in every batch and shard.
+        images: Floats (batch, h, w, c), at least 2×2.
+        probability: That of each transformation but the mirror image, which has ½; in [0, 1].
+
+    Returns:
+        The transformed images, float32 of the same shape, which may leave their range a little, as sharp filters make
+            them, and their labels (batch, 9).
+
+    Raises:
+        ValueError: For other images and for a probability outside of [0, 1].
     """
     if images.ndim != 4 or min(images.shape[1:3]) < 2 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floats (batch, h, w, c), at least 2×2; got {images.dtype} {images.shape}")

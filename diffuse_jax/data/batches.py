@@ -32,8 +32,15 @@ class Batches:
     """`batches[step]` is this process's share of global batch `step`, shuffled anew in every epoch; a batch may span
     epochs and may be larger than the source.
 
-    `batch_size` is that of the global batch. Raises ValueError where it is not a positive multiple of `process_count`,
-    where `process_index` is not below it, where the seed is negative, and where the source is empty.
+    Args:
+        source: The rows, at least one.
+        batch_size: The rows of the global batch, a positive multiple of `process_count`.
+        seed: The seed of the order, 0 or more.
+        process_index: The number of this process, below `process_count`.
+        process_count: The number of processes.
+
+    Raises:
+        ValueError: When it is made, for an argument that is not so.
     """
 
     source: Source
@@ -72,8 +79,15 @@ class Batches:
 
 
 def stack(batches: Indexable, step: int, count: int) -> Batch:
-    """The batches of steps step, …, step + count - 1, each array with a leading axis of length `count`: the input of
-    `count` training steps scanned in one call.
+    """The batches of some steps: the input of as many training steps scanned in one call.
+
+    Args:
+        batches: What gives the batch of a step, such as `Batches`.
+        step: The first of the steps.
+        count: Their number.
+
+    Returns:
+        The batches of steps step, …, step + count - 1, each array with a leading axis of length `count`.
     """
     parts = [batches[i] for i in range(step, step + count)]
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
@@ -82,12 +96,22 @@ def stack(batches: Indexable, step: int, count: int) -> Batch:
 def prefetch(
     batches: Indexable, start: int, stop: int, depth: int = 2, *, count: int | None = None
 ) -> Iterator[tuple[int, Batch]]:
-    """Yields (step, batches[step]) for start <= step < stop, while a background thread reads up to `depth` batches
-    ahead.
+    """Batches in order, read ahead of time by a background thread. What a batch raises is raised at its step. Closing
+    the iterator, or leaving it to be collected, ends the thread after the batch that it is reading.
 
-    With `count` it yields (step, stack(batches, step, count)) for every count-th step; the last stack is shorter where
-    count does not divide stop - start. What a batch raises is raised at its step. Closing the iterator, or leaving it
-    to be collected, ends the thread after the batch that it is reading.
+    Args:
+        batches: What gives the batch of a step, such as `Batches`.
+        start: The first step.
+        stop: The step at which it ends, which is not read.
+        depth: How many items the thread reads ahead at most, 1 or more.
+        count: The steps of one item, 1 or more; None: one, whose batch is not stacked.
+
+    Returns:
+        An iterator over (step, batches[step]) for start <= step < stop; with `count` over (step, stack(batches, step,
+            count)) for every count-th step, where the last stack is shorter if count does not divide stop - start.
+
+    Raises:
+        ValueError: For a depth or count below 1.
     """
     if depth < 1 or (count is not None and count < 1):
         raise ValueError(f"depth={depth} and count={count} must be at least 1")

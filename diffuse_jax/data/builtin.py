@@ -27,7 +27,13 @@ def digits(*, holdout: float = 0.1, labels: bool = False) -> Dataset:
 
 @dataclass(frozen=True)
 class GaussianMixture:
-    """Isotropic Gaussians in d dimensions: `weights` (k,), `means` (k, d), and one `std` for all."""
+    """A mixture of k isotropic Gaussians in d dimensions.
+
+    Args:
+        weights: The probability of each component, (k,).
+        means: Their means, (k, d).
+        std: The standard deviation of all of them.
+    """
 
     weights: tuple[float, ...]
     means: tuple[tuple[float, ...], ...]

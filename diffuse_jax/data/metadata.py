@@ -20,7 +20,13 @@ METADATA = "metadata.jsonl"
 
 
 class Line(NamedTuple):
-    """A line of a metadata.jsonl: the file, the number of the line, from 1 on, and what it says."""
+    """A line of a metadata.jsonl.
+
+    Args:
+        file: The file.
+        number: The number of the line, from 1 on.
+        says: The JSON object.
+    """
 
     file: Path
     number: int
@@ -100,8 +106,19 @@ def stated_labels(rows: Sequence[Path], lines: Mapping[Path, Line]) -> list[int]
 
 
 def condition_files(root: Path, rows: Sequence[Path], lines: Mapping[Path, Line]) -> list[Path]:
-    """The image that each row is conditioned on. Raises DataError where a line names none or none that is there, and
-    where a row has no line."""
+    """The image that each row is conditioned on.
+
+    Args:
+        root: The folder of the data, which messages name.
+        rows: The images that are rows.
+        lines: The lines of the metadata by the image that they name, of `read_metadata`.
+
+    Returns:
+        The path of an image for each row.
+
+    Raises:
+        DataError: Where a line names none or none that is there, and where a row has no line.
+    """
     example = '{"file_name": "a.png", "image_file_name": "conditions/a.png"}'
     found = []
     for image in rows:
@@ -120,8 +137,19 @@ def condition_files(root: Path, rows: Sequence[Path], lines: Mapping[Path, Line]
 
 
 def captions(rows: Sequence[Path], lines: Mapping[Path, Line], tokens: int) -> list[str]:
-    """The caption of each row: the text of its line, or else what stands in NAME.txt beside it. Raises DataError where
-    one is missing, is no text, or takes more than `tokens` tokens."""
+    """The caption of each row: the text of its line, or else what stands in NAME.txt beside it.
+
+    Args:
+        rows: The images that are rows.
+        lines: The lines of the metadata by the image that they name, of `read_metadata`.
+        tokens: The most tokens that a caption may take.
+
+    Returns:
+        One text for each row.
+
+    Raises:
+        DataError: Where one is missing, is no text, or takes more tokens.
+    """
     texts = [_caption(image, lines.get(image)) for image in rows]
     counts = [count_tokens(text) for text in texts]
     if long := [i for i, count in enumerate(counts) if count > tokens]:

@@ -2,7 +2,7 @@
 
 Discrete data have grey levels k = 0..L-1, stored as the byte round(255·k/(L - 1)), which determines k. A level becomes
 lo + (hi - lo)·k/(L - 1), with (lo, hi) = (-1, 1) or (0, 1). Dequantised it becomes lo + (hi - lo)·(k + u)/L with u
-uniform on [0, 1) (`diffuse_jax.likelihood.dequantize`), which is what a density of discrete data is stated for.
+uniform on [0, 1) (`diffuse_jax.likelihood.dequantize`), for which a density of discrete data is defined.
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,22 @@ def preprocess(
     flip: bool = False,
     dequantize: bool = False,
 ) -> jax.Array:
-    """A batch as the model reads it: uint8 images (batch, h, w, c) become float32 in [-1, 1] (`centered`) or [0, 1];
-    floating-point rows pass through as float32.
+    """A batch as the model reads it.
 
-    `keys` (batch,) are typed keys, one a row, so that a row comes out the same in every batch and shard. `flip`
-    mirrors each image left to right with probability 1/2; `dequantize` adds uniform noise within the grey levels, of
-    which there are `levels`. Raises ValueError for a flip of vectors, and for uint8 without `levels` or floating-point
-    rows with `dequantize`.
+    Args:
+        x: uint8 images (batch, h, w, c), or floating-point rows (batch, …).
+        keys: Typed keys (batch,), one a row, so that a row comes out the same in every batch and shard.
+        levels: The number of grey levels of uint8 images; None for floating-point rows.
+        centered: Images become [-1, 1], else [0, 1].
+        flip: Mirror each image left to right with probability 1/2.
+        dequantize: Add uniform noise within the grey levels.
+
+    Returns:
+        float32 of the shape of x, images in their range and floating-point rows as they are.
+
+    Raises:
+        ValueError: For a flip of vectors, uint8 without `levels`, another integer type, and floating-point rows with
+            `dequantize`.
     """
     x = jnp.asarray(x)
     if flip and x.ndim != 4:
@@ -57,11 +66,18 @@ def preprocess(
 def preprocess_conditions(
     batch: Mapping[str, jax.Array], keys: jax.Array, *, centered: bool = True, flip: bool = False
 ) -> dict[str, jax.Array] | None:
-    """The conditions of a batch {"x": …, conditions} as a network reads them, or None where it has none.
+    """The conditions of a batch as a network reads them.
 
-    An `image`, of bytes in 256 grey levels, becomes float32 in the model's range as `preprocess` makes it, and with the
-    same `keys` and `flip` is mirrored in just those rows whose x is. No noise is added to it: it is given, and not
-    modelled. The other conditions stay as they are.
+    Args:
+        batch: {"x": …, conditions by name}.
+        keys: Those that `preprocess` is given for x.
+        centered: As for `preprocess`.
+        flip: As for `preprocess`: an `image` is mirrored in just those rows whose x is.
+
+    Returns:
+        The conditions by name, or None where the batch has none. An `image`, of bytes in 256 grey levels, becomes
+            float32 in the model's range as `preprocess` makes it, without noise, for it is given and not modelled; the
+            others stay as they are.
     """
     cond = {name: value for name, value in batch.items() if name != "x"}
     if "image" in cond:

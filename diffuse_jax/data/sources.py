@@ -44,9 +44,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A named pair of sources. `shape` is the shape of one x; `levels` counts the grey levels of discrete data (256,
-    or 17 for the digits; None where the data are continuous); `conditions` says what else a row carries: by name, the
-    shape of one and the number of its values.
+    """A named pair of sources.
+
+    Args:
+        name: What the data are called.
+        train: The rows to train on.
+        test: The rows held out.
+        shape: The shape of one x.
+        levels: The number of grey levels of discrete data (256, or 17 for the digits); None where the data are
+            continuous.
+        conditions: What else a row carries, by name: the shape of one and the number of its values.
     """
 
     name: str

@@ -18,13 +18,20 @@ __all__ = ["chunks", "everywhere", "joined", "map_chunks", "shard"]
 def chunks(
     run: Callable[[np.ndarray], Any], n: int, batch_size: int, mesh: Mesh, *, first: int = 0, skip: int = 0
 ) -> Iterator[tuple[int, Any]]:
-    """The rows first … first + n − 1 of `run` a chunk at a time: the number of its first row, and a tree of NumPy
-    arrays, in every process. While the caller works on one, the next is computed.
+    """Rows a chunk at a time. While the caller works on one, the next is computed.
 
-    A chunk has `batch_size` rows, or n where that is less, rounded up to a multiple of the devices. `run(index)` is
-    given this process's share of a chunk, always as long, and gives a tree of arrays that hold the rows of the whole
-    chunk. The last chunk repeats the last row and is cut. Chunks of which all rows are among the first `skip` are left
-    out; the others are what they would be.
+    Args:
+        run: `run(index)` is given this process's share of the numbers of a chunk's rows, always as long, and gives a
+            tree of arrays that hold the rows of the whole chunk. The last chunk repeats the last row and is cut.
+        n: The number of rows.
+        batch_size: The rows of a chunk, or n where that is less, rounded up to a multiple of the devices.
+        mesh: The devices.
+        first: The number of the first row.
+        skip: Chunks of which all rows are among the first `skip` are left out; the others are what they would be.
+
+    Returns:
+        An iterator over the chunks of rows first … first + n − 1, in every process, each as the number of its first row
+            and a tree of NumPy arrays.
     """
     size, stop = -(-min(batch_size, n) // mesh.size) * mesh.size, first + n
     share = size // jax.process_count()
@@ -43,7 +50,16 @@ def chunks(
 
 
 def joined(parts: Iterable[tuple[int, Any]], n: int, *, progress: str | None = None) -> Any:
-    """The n rows of all chunks as one tree. `progress` names a bar on stderr, of process 0."""
+    """The rows of all chunks together.
+
+    Args:
+        parts: The chunks, as `chunks` gives them.
+        n: The number of rows in all.
+        progress: The name of a bar on stderr, of process 0; None draws none.
+
+    Returns:
+        One tree of NumPy arrays (n, …).
+    """
     trees = []
     with progress_bar(total=n, desc=progress, disable=progress is None or jax.process_index() != 0) as bar:
         for _, tree in parts:
@@ -55,7 +71,18 @@ def joined(parts: Iterable[tuple[int, Any]], n: int, *, progress: str | None = N
 def map_chunks(
     run: Callable[[np.ndarray], Any], n: int, batch_size: int, mesh: Mesh, *, progress: str | None = None
 ) -> Any:
-    """The rows 0 … n − 1 of `run` as one tree of NumPy arrays (n, …), in every process, by way of `chunks`."""
+    """The rows of a function, by way of `chunks`.
+
+    Args:
+        run: As for `chunks`.
+        n: The number of rows.
+        batch_size: The rows of a chunk, as for `chunks`.
+        mesh: The devices.
+        progress: The name of a bar on stderr, of process 0; None draws none.
+
+    Returns:
+        The rows 0 … n − 1 as one tree of NumPy arrays (n, …), in every process.
+    """
     return joined(chunks(run, n, batch_size, mesh), n, progress=progress)
 
 

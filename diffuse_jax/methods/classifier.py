@@ -195,8 +195,8 @@ def accuracy_by_noise(
         sde: The process, by which they are named.
 
     Returns:
-        `function(model, batch, draws) -> {name: (B,)}`, 0 or 1 a row, one of the `evaluations` of a method: the name of
-        a level is accuracy_at_noise_ and its σ/α in three digits.
+        One of the `evaluations` of a method, a function of (model, batch, draws), which gives 0 or 1 a row, (B,), of
+            each level by its name, accuracy_at_noise_ and its σ/α in three digits.
     """
     names = [f"accuracy_at_noise_{level:.3g}" for level in np.exp(-0.5 * np.asarray(sde.log_snr(times)))]
 

@@ -41,12 +41,30 @@ class AutoencoderNet(Protocol):
         ...
 
     def encode(self, params: Any, x: jax.Array, *, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """x (batch, …) as the mean and the log-variance of its latent, of one shape; `rng` turns dropout on."""
+        """The distribution of latents, given their data.
+
+        Args:
+            params: The parameters.
+            x: The data (batch, …).
+            rng: The key of the dropout; None turns it off.
+
+        Returns:
+            The mean and the log-variance of the latent of each x, of one shape.
+        """
         ...
 
     def decode(self, params: Any, z: jax.Array, *, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """z (batch, …) as the mean of its data, shaped like x, and the logarithm of its standard deviation, which
-        broadcasts against it."""
+        """The distribution of data, given their latents.
+
+        Args:
+            params: The parameters.
+            z: The latents (batch, …).
+            rng: The key of the dropout; None turns it off.
+
+        Returns:
+            The mean of the data, shaped like x, and the logarithm of their standard deviation, which broadcasts against
+                it.
+        """
         ...
 
 
@@ -85,7 +103,16 @@ class KLAutoencoder:
 
     @compiled("train")
     def encode(self, batch: Any, keys: jax.Array, *, train: bool) -> tuple[jax.Array, Any]:
-        """A batch of images as latents, drawn from q(z | x) with the rows' keys, and the conditions that it has."""
+        """A batch of images as latents.
+
+        Args:
+            batch: {"x": uint8 images (B, h, w, c), conditions by name}.
+            keys: One key a row, (B,), with which its latent is drawn.
+            train: Whether the codec of the pixels augments the images.
+
+        Returns:
+            Latents (B, *shape) drawn from q(z | x), and the conditions of the rows by name, or None.
+        """
         x, cond = self.pixels.encode(batch, keys, train=train)
         # The tags before are the pixels' own.
         return posterior_sample(*self.moments(x), tagged(keys, _LATENT)), cond
@@ -96,8 +123,16 @@ class KLAutoencoder:
         return self.pixels.decode(self.mean(z), cond)
 
     def bound(self, x: jax.Array, keys: jax.Array, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """The two terms of the bound on −log P(x), in nats (B,): −log P(x | z) of one z that the rows' keys draw, and
-        KL(q(z | x) ‖ N(0, I)). x (B, …) are grey levels in the model's range; `rng` turns dropout on."""
+        """The two terms of the bound on −log P(x).
+
+        Args:
+            x: Grey levels in the model's range, (B, …).
+            keys: One key a row, (B,), with which its latent z is drawn.
+            rng: The key of the dropout; None turns it off.
+
+        Returns:
+            −log P(x | z) of one z, and KL(q(z | x) ‖ N(0, I)), each (B,) in nats.
+        """
         mean, log_variance = self.moments(x, rng)
         z = posterior_sample(mean, log_variance, keys)
         decoded, log_scale = self.net.decode(self.params, z, rng=rng)

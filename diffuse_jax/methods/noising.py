@@ -38,7 +38,17 @@ class NoisedRows(NamedTuple):
 
 
 def encoded_rows(codec: Codec, batch: Any, draws: Draws, *, train: bool) -> tuple[jax.Array, Any, jax.Array]:
-    """x0 (B, …), the conditions by name or None, and eps shaped like x0; with `train` False nothing is augmented."""
+    """The rows of a batch in the process's space, and the noise of each.
+
+    Args:
+        codec: What makes x0 and conditions of a batch.
+        batch: The batch.
+        draws: The rows' keys.
+        train: False leaves out the codec's augmentation.
+
+    Returns:
+        x0 (B, …), the conditions by name or None, and eps shaped like x0.
+    """
     x0, cond = codec.encode(batch, draws.stream(0), train=train)
     eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(draws.stream(1))
     return x0, cond, eps

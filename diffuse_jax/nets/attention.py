@@ -15,16 +15,24 @@ IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 def attend(
     q: jax.Array, k: jax.Array, v: jax.Array, implementation: Implementation = "xla", mask: jax.Array | None = None
 ) -> jax.Array:
-    """softmax(q·k/√c)·v in each head, with q (batch, pixels, heads, c) and k and v (batch, keys, heads, c) of one type,
-    which the result has; the softmax is in float32.
+    """softmax(q·k/√c)·v in each head, the softmax in float32.
 
-    `mask` (batch, keys) says to which keys a row's pixels may look, all by default; where there are none the result is
-    zero. It is of "xla" alone.
+    Args:
+        q: Queries (batch, pixels, heads, c).
+        k: Keys (batch, keys, heads, c), of the type of q.
+        v: Values, of the shape and type of k.
+        implementation: "xla" makes it of ordinary operations. "cudnn" is NVIDIA's fused kernel, which keeps no pixels ×
+            pixels array: for float16 and bfloat16 and c a multiple of 8 up to 128 (256 from compute capability 9.0),
+            and without derivatives in forward mode.
+        mask: To which keys a row's pixels may look, (batch, keys), all by default; where there are none the result is
+            zero. It is of "xla" alone.
 
-    "xla" makes it of ordinary operations. "cudnn" is NVIDIA's fused kernel, which keeps no pixels × pixels array: for
-    float16 and bfloat16 and c a multiple of 8 up to 128 (256 from compute capability 9.0), and without derivatives in
-    forward mode. ValueError where it is asked for on another platform or in another type; JAX's own NotImplementedError
-    for other c.
+    Returns:
+        (batch, pixels, heads, c) of the type of q.
+
+    Raises:
+        ValueError: Where "cudnn" is asked for on another platform, in another type, or with a mask.
+        NotImplementedError: JAX's own, where "cudnn" is asked for with another c.
     """
     if implementation == "cudnn":
         if mask is not None:

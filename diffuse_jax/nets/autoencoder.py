@@ -111,11 +111,29 @@ class LinenAutoencoder(LinenNet):
                 raise TypeError(f"module {type(self.module).__name__} has no method {method!r}: take Autoencoder")
 
     def encode(self, params: Any, x: jax.Array, *, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """The mean and the log-variance of the latents of x (batch, …)."""
+        """The distribution of latents, given their data.
+
+        Args:
+            params: The parameters.
+            x: The data (batch, …).
+            rng: The key of the dropout; None turns it off.
+
+        Returns:
+            The mean and the log-variance of the latents.
+        """
         mean, log_variance = self(params, x, rng=rng, method="encode")
         return mean, log_variance
 
     def decode(self, params: Any, z: jax.Array, *, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """The mean of the data of z (batch, …), and the logarithm of its standard deviation."""
+        """The distribution of data, given their latents.
+
+        Args:
+            params: The parameters.
+            z: The latents (batch, …).
+            rng: The key of the dropout; None turns it off.
+
+        Returns:
+            The mean of the data, and the logarithm of their standard deviation.
+        """
         mean, log_scale = self(params, z, rng=rng, method="decode")
         return mean, log_scale

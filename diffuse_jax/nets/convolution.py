@@ -31,9 +31,21 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 def convolve(
     x: jax.Array, kernel: jax.Array, stride: int = 1, padding: str | Sequence[tuple[int, int]] = "SAME"
 ) -> jax.Array:
-    """x (batch, h, w, c) with kernel (k, k, c, features): (batch, h', w', features). `padding` with zeros is as in
-    `lax.conv_general_dilated`; with a stride of 1 it must keep the image's size, and k be odd. x and kernel are of one
-    type. ValueError for another kernel or padding."""
+    """A convolution of images.
+
+    Args:
+        x: Images (batch, h, w, c).
+        kernel: The kernel (k, k, c, features), of the type of x; with a stride of 1 k must be odd.
+        stride: The stride in both directions.
+        padding: The zeros around an image, as in `lax.conv_general_dilated`; with a stride of 1 they must keep its
+            size.
+
+    Returns:
+        (batch, h', w', features).
+
+    Raises:
+        ValueError: For another kernel or padding.
+    """
     if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(f"the kernel must be (k, k, channels, features); got shape {kernel.shape}")
     k = kernel.shape[0]

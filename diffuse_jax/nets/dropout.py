@@ -26,8 +26,17 @@ def layer_seed(seed: jax.Array | None, layer: str) -> jax.Array | None:
 
 
 def dropout(x: jax.Array, rate: float, seed: jax.Array | None) -> jax.Array:
-    """x with each element kept with probability 1 − `rate`, then divided by it, and otherwise 0. Without a seed, or
-    with rate 0, x itself."""
+    """Dropout of single elements.
+
+    Args:
+        x: Any array.
+        rate: The probability that an element is dropped.
+        seed: The seed (2,) uint32, of `layer_seed`; None drops nothing.
+
+    Returns:
+        x with each element kept with probability 1 − rate, then divided by it, and otherwise 0; without a seed, or with
+            rate 0, x itself.
+    """
     if seed is None or rate == 0:
         return x
     index = lax.iota(jnp.uint32, x.size).reshape(x.shape)

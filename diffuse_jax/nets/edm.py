@@ -144,9 +144,29 @@ class SongUNet(nn.Module):
 class ADM(nn.Module):
     """EDM's ADM, called DhariwalUNet there; the defaults are ImageNet-64's but for its 1000 classes, label_dim.
 
-    The fields are those of `SongUNet`, with these differences: attention is after every block of a level that has it,
-    in heads of 64 channels (levels with fewer channels have none); the embedding scales as well as shifts; the class
-    vector is added after the MLP; and the image is resampled by nearest pixel and 2×2 mean.
+    It differs from `SongUNet` in this: attention is after every block of a level that has it, in heads of 64 channels
+    (levels with fewer channels have none); the embedding scales as well as shifts; the class vector is added after the
+    MLP; and the image is resampled by nearest pixel and 2×2 mean.
+
+    Args:
+        img_resolution: The height of the image by which levels with attention are counted; None is the image's own.
+        out_channels: The channels of the output; None is as many as the image has.
+        label_dim: The length of the class vector; 0 has no classes.
+        augment_dim: The length of the vector that says how the image was augmented; 0 has none.
+        model_channels: The even number by which channels are counted; level i has model_channels·channel_mult[i].
+        channel_mult: The multiple of model_channels at each level.
+        channel_mult_emb: The width of the embedding, in model_channels.
+        num_blocks: Residual blocks a level on the way down.
+        attn_resolutions: Attention where img_resolution/2^i is one of these.
+        dropout: The probability of dropout in training.
+        label_dropout: The probability that training hides a class.
+        dtype: The type of the convolutions and attention products; parameters, norms, softmax, embeddings and output
+            stay float32.
+        attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
+        remat: Recompute blocks in the backward pass, to save memory.
+
+    Raises:
+        ValueError: When the module is made, for a value that cannot work.
     """
 
     img_resolution: int | None = None

@@ -10,8 +10,18 @@ __all__ = ["check_inputs", "read_conditions", "with_image"]
 
 
 def check_inputs(net: Any, x: jax.Array, c_noise: jax.Array | None, field: str, halvings: int) -> None:
-    """Raises ValueError unless x is (batch, h, w, c) with h and w that can be halved as often as `field` of the network
-    says, and c_noise is (batch,) or None."""
+    """Checks the shapes of what a network is called with.
+
+    Args:
+        net: The network.
+        x: Images, (batch, h, w, c).
+        c_noise: What it is told of the time, (batch,), or None.
+        field: The field of the network that says how often images are halved, which the error names.
+        halvings: How often they are.
+
+    Raises:
+        ValueError: For other shapes, and where h or w cannot be halved so often.
+    """
     if x.ndim != 4:
         raise ValueError(f"x must be images of shape (batch, height, width, channels); got shape {x.shape}")
     if c_noise is not None and c_noise.shape != x.shape[:1]:
@@ -25,13 +35,16 @@ def check_inputs(net: Any, x: jax.Array, c_noise: jax.Array | None, field: str, 
 
 
 def read_conditions(net: Any, cond: Mapping[str, Any] | None, **fields: str) -> dict[str, Any]:
-    """The conditions by name, None where one is not given.
+    """The conditions that a network of some kind can read.
 
     Args:
         net: The network that reads them.
         cond: The conditions by name, or None.
         fields: Of each condition that a network of this kind can read, the field that says whether this one does; of
             several, separated by spaces, one is enough.
+
+    Returns:
+        The conditions by name, None where one is not given.
 
     Raises:
         ValueError: For conditions that are no mapping, and for one that the network does not read.
@@ -48,8 +61,19 @@ def read_conditions(net: Any, cond: Mapping[str, Any] | None, **fields: str) -> 
 
 
 def with_image(x: jax.Array, image: jax.Array | None, channels: int) -> jax.Array:
-    """x (batch, h, w, c) with the condition image (batch, h, w, channels) after its channels, zeros if it is None.
-    ValueError for an image of another size, or of integers, which are not in the model's range."""
+    """Images with the condition `image` after their channels.
+
+    Args:
+        x: Images (batch, h, w, c).
+        image: The condition (batch, h, w, channels), floats in the model's range; None is zeros.
+        channels: Its channels, as the network reads it; 0 reads none.
+
+    Returns:
+        (batch, h, w, c + channels), of the type of x.
+
+    Raises:
+        ValueError: For an image of another size, or of integers, which are not in the model's range.
+    """
     if channels == 0:
         return x
     wanted = (*x.shape[:3], channels)

@@ -52,6 +52,9 @@ class LinenNet:
                 (`jax.ShapeDtypeStruct`), for a module that makes parameters for the conditions that it is given; their
                 values are not read. Networks of this package make them by their fields and need none.
 
+        Returns:
+            The tree of parameters.
+
         Raises:
             ValueError: Where the module keeps variables besides "params", such as running averages: a network here has
                 no state.
@@ -61,7 +64,19 @@ class LinenNet:
     def init_with_output(
         self, key: jax.Array, shape: tuple[int, ...], cond: Mapping[str, Any] | None = None
     ) -> tuple[jax.Array, Any]:
-        """What a batch of one sample of zeros becomes, and `init`."""
+        """`init`, and what a batch of one sample of zeros becomes.
+
+        Args:
+            key: A key.
+            shape: That of one sample, without the batch axis.
+            cond: As for `init`.
+
+        Returns:
+            The module's output, and the tree of parameters.
+
+        Raises:
+            ValueError: As `init`.
+        """
         extra: dict[str, Any] = {}
         if cond is not None:
             extra["cond"] = {name: jnp.zeros(a.shape, a.dtype) for name, a in cond.items()}

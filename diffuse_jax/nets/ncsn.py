@@ -187,14 +187,29 @@ def _apply(
 class NCSN(nn.Module):
     """The RefineNet of NCSN, whose normalisations know the noise level; by default its CIFAR-10 network.
 
-    Stage i has nf·ch_mult[i] channels; its first block, unless i = 0, halves the image where dilations[i] is 1 and else
-    widens its view by that factor. refine_mult gives the widths on the way up, from the deepest stage to the first; the
-    default is that of the JAX program of Song et al. 2021, (2, 2, 1, 1) that of the PyTorch ones. Where a refinement
-    enlarges an image it is by `interpolation`: "bilinear" and "nearest" are what the JAX program reads,
-    "bilinear_corners" is what the PyTorch ones compute. Of its normalisations' variances, that over the channels is
-    `unbiased` in PyTorch (n − 1), not in JAX. `scale_by_sigma` divides the output by entry ⌊c_noise⌋ of the geometric
-    table of num_scales levels from sigma_max down to sigma_min. `centered=False` says that x lies in [0, 1] and maps it
-    to 2x − 1. `dtype` and `remat` as in `NCSNpp`. A value that cannot work raises ValueError when the module is made.
+    Args:
+        nf: The number by which channels are counted; stage i has nf·ch_mult[i].
+        ch_mult: The multiple of nf at each stage.
+        dilations: The first block of stage i > 0 halves the image where dilations[i] is 1, and else widens its view by
+            that factor.
+        refine_mult: The widths on the way up in nf, from the deepest stage to the first; the default is that of the JAX
+            program of Song et al. 2021, (2, 2, 1, 1) that of the PyTorch ones.
+        nonlinearity: The activation.
+        interpolation: How a refinement enlarges an image: "bilinear" and "nearest" are what the JAX program reads,
+            "bilinear_corners" is what the PyTorch ones compute.
+        unbiased: Of the normalisations' variances, that over the channels is unbiased (n − 1), as in PyTorch and not in
+            JAX.
+        scale_by_sigma: Divide the output by entry ⌊c_noise⌋ of the geometric table of num_scales levels from sigma_max
+            down to sigma_min.
+        centered: Whether x lies in [−1, 1]; if not, it lies in [0, 1] and is mapped to 2x − 1.
+        sigma_min: The smallest noise level of the table.
+        sigma_max: The largest.
+        num_scales: The number of noise levels.
+        dtype: As in `NCSNpp`.
+        remat: As in `NCSNpp`.
+
+    Raises:
+        ValueError: When the module is made, for a value that cannot work.
     """
 
     nf: int = 128
@@ -237,11 +252,31 @@ class NCSN(nn.Module):
 class NCSNv2(nn.Module):
     """The RefineNet of NCSNv2, which reads the image alone and divides by σ; by default its CIFAR-10 network.
 
-    `NCSNV2_FORMS` has ch_mult, dilations and refine_mult of the networks for 64, 128 and 256 pixels. `normalization`:
-    "instance++" (arXiv:1907.05600), "instance" (with scale and bias if `affine`), "variance" (which keeps the mean), or
-    "group" (32 groups, so nf is a multiple of 32). `unbiased` is of "instance++" and "variance". `last_epsilon` is the
-    term that "instance" adds to the variance in the last normalisation, 1e-5 in the others: the PyTorch program of Song
-    et al. 2021 hands it num_scales there, and has no `affine`. All else is as in `NCSN`.
+    `NCSNV2_FORMS` has ch_mult, dilations and refine_mult of the networks for 64, 128 and 256 pixels.
+
+    Args:
+        nf: The number by which channels are counted, as in `NCSN`.
+        ch_mult: The multiple of nf at each stage.
+        dilations: As in `NCSN`.
+        refine_mult: The widths on the way up in nf, as in `NCSN`.
+        normalization: "instance++" (arXiv:1907.05600), "instance" (with scale and bias if `affine`), "variance" (which
+            keeps the mean), or "group" (32 groups, so nf is a multiple of 32).
+        nonlinearity: The activation.
+        interpolation: How a refinement enlarges an image, as in `NCSN`.
+        unbiased: As in `NCSN`, of "instance++" and "variance".
+        affine: "instance" has a scale and a bias; not so in the PyTorch program of Song et al. 2021.
+        last_epsilon: The term that "instance" adds to the variance in the last normalisation, 1e-5 in the others: that
+            PyTorch program hands it num_scales there.
+        scale_by_sigma: Divide the output by σ, as in `NCSN`.
+        centered: Whether x lies in [−1, 1]; if not, it lies in [0, 1] and is mapped to 2x − 1.
+        sigma_min: The smallest noise level of the table.
+        sigma_max: The largest.
+        num_scales: The number of noise levels.
+        dtype: As in `NCSNpp`.
+        remat: As in `NCSNpp`.
+
+    Raises:
+        ValueError: When the module is made, for a value that cannot work.
     """
 
     nf: int = 128

@@ -29,9 +29,13 @@ class HeadsAttention(nn.Module):
     """Attention from x (batch, n, c) to context (batch, m, k), or to x itself without one: (batch, n, features), by
     default as many as x has.
 
-    There is one head for every 64 channels of x (see `head_count`). `mask` (batch, m) says to which rows of the context
-    x may look, all by default; where it may look to none, the result is the last layer's bias. `init_scale` is the
-    factor on the variance of the last kernel at its start.
+    There is one head for every 64 channels of x (see `head_count`). The mask (batch, m) of a call says to which rows of
+    the context x may look, all by default; where it may look to none, the result is the last layer's bias.
+
+    Args:
+        dtype: The type of the products.
+        init_scale: The factor on the variance of the last kernel at its start.
+        features: The channels of the result; None is as many as x has.
     """
 
     dtype: Any = jnp.float32
@@ -95,6 +99,13 @@ class TokenEncoder(nn.Module):
 
     Each token is a vector of its own plus one of its place, of which there are `length`; then come `depth` blocks. What
     is read of a padded place is masked, so that padding changes nothing.
+
+    Args:
+        vocabulary: The number of tokens that there are.
+        length: The most tokens that a row may have.
+        width: The length of a token's vector.
+        depth: The number of blocks.
+        dtype: The type of the products.
     """
 
     vocabulary: int
@@ -137,7 +148,16 @@ class CrossAttention(nn.Module):
 
 
 def token_context(net: Any, tokens: jax.Array | None, batch: int) -> tuple[jax.Array, jax.Array] | None:
-    """The context and mask of the tokens that `net` reads, inside its compact call; None where it has no vocabulary."""
+    """What a network reads of tokens, inside its compact call.
+
+    Args:
+        net: The network.
+        tokens: The tokens (batch, n); None is padding alone.
+        batch: The number of rows.
+
+    Returns:
+        The context and mask that `TokenEncoder` makes; None where the network has no vocabulary.
+    """
     if net.vocabulary == 0:
         return None
     encoder = TokenEncoder(

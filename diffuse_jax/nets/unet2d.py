@@ -1,4 +1,4 @@
-"""The U-Net of diffusers' `UNet2DModel`, in whose terms DDPM's and NCSN++'s published networks can be stated.
+"""The U-Net of diffusers' `UNet2DModel`, in whose terms DDPM's and NCSN++'s published networks can be written.
 
 Down: at each level layers_per_block residual blocks, each followed by attention where the level has it; then the size
 is halved. Middle: block, attention, block. Up: layers_per_block + 1 blocks a level, each of which also reads one saved
@@ -61,16 +61,49 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 class UNet2D(nn.Module):
     """The network of diffusers' `UNet2DModel`; fields have the names, meanings and defaults of its config.json.
 
-    Exceptions: `num_classes` is its num_class_embeds, `centered=False` its center_input_sample (x lies in [0, 1] and is
-    mapped to 2x − 1), and `out_channels=None` stands for the channels of x. Level i has block_out_channels[i] channels
-    and the blocks that `down_block_types[i]` names; `up_block_types` is ordered from the smallest size.
-    `norm_num_groups=None` lets c channels form min(⌊c/4⌋, 32) groups and needs "Skip" levels throughout, which always
-    do so; `attention_head_dim=None` makes one head. `time_embedding_type`: "positional" reads any number c_noise,
-    "learned" an integer below `num_train_timesteps`, "fourier" a noise level σ, by which the output is divided. The
-    condition `label`: one of `num_classes`; or with `class_embed_type` "timestep" a number that is embedded like a
-    time, with "identity" a vector of the embedding's width. `dtype` is the type of the convolutions and attention
-    products; `attention` "cudnn" is a fused kernel on NVIDIA's GPUs (see `attend`); `remat` recomputes residual blocks
-    in the backward pass. A value that cannot work raises ValueError when the module is made.
+    Exceptions: `num_classes` is its num_class_embeds, `centered=False` its center_input_sample, and `out_channels=None`
+    stands for the channels of x.
+
+    Args:
+        block_out_channels: The channels of each level.
+        down_block_types: The blocks of each level on the way down.
+        up_block_types: Those on the way up, ordered from the smallest size.
+        mid_block_type: "UNetMidBlock2D"; None leaves the middle out.
+        add_attention: The middle has attention.
+        layers_per_block: Residual blocks a level on the way down; one more on the way up.
+        out_channels: The channels of the output; None is as many as x has.
+        time_embedding_type: "positional" reads any number c_noise, "learned" an integer below `num_train_timesteps`,
+            "fourier" a noise level σ, by which the output is divided.
+        time_embedding_dim: The width of the embedding; None is 4·block_out_channels[0].
+        freq_shift: Frequency k of "positional" is 10⁻⁴ to the power k/(n − freq_shift), of n frequencies.
+        flip_sin_to_cos: The cosines of "positional" come before the sines.
+        num_train_timesteps: The number of times that "learned" knows.
+        downsample_padding: The zeros before the first row and column where a convolution halves the image, 0 or 1;
+            there is one after the last.
+        downsample_type: How "AttnDownBlock2D" halves the image: by a convolution ("conv") or a residual block
+            ("resnet").
+        upsample_type: How "AttnUpBlock2D" doubles it.
+        mid_block_scale_factor: What sums of branches are divided by in the middle.
+        resnet_time_scale_shift: The embedding shifts the second normalisation of a block ("default"), or scales it as
+            well ("scale_shift").
+        dropout: The probability of dropout in training.
+        act_fn: The activation.
+        attention_head_dim: The channels of a head; None makes one head.
+        norm_num_groups: The groups of a normalisation. None lets c channels form min(⌊c/4⌋, 32) groups and needs "Skip"
+            levels throughout, which always do so.
+        attn_norm_num_groups: Those of the middle's attention; None is as elsewhere with "default", and no normalisation
+            with "scale_shift".
+        norm_eps: What normalisations add to the variance.
+        class_embed_type: What the condition `label` is: one of `num_classes` (None), a number that is embedded like a
+            time ("timestep"), or a vector of the embedding's width ("identity").
+        centered: Whether x lies in [−1, 1]; if not, it lies in [0, 1] and is mapped to 2x − 1.
+        num_classes: The number of classes of the condition `label`; None reads none.
+        dtype: The type of the convolutions and attention products.
+        attention: "xla", or "cudnn", a fused kernel on NVIDIA's GPUs (see `attend`).
+        remat: Recompute residual blocks in the backward pass, to save memory.
+
+    Raises:
+        ValueError: When the module is made, for a value that cannot work.
     """
 
     block_out_channels: tuple[int, ...] = (224, 448, 672, 896)

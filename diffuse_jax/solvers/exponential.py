@@ -36,8 +36,14 @@ ORDERS = 4
 
 
 class Interval(NamedTuple):
-    """A step from t to s: x_s = ratio·x + ∫ weight·y + std·z, std None where there is no noise; `length` in the clock,
-    `moments` ∫ weight·τ^k dτ for k < `ORDERS`."""
+    """A step from t to s, x_s = ratio·x + ∫ weight·y + std·z.
+
+    Args:
+        ratio: The factor of x.
+        moments: ∫ weight·τ^k dτ for k < `ORDERS`.
+        length: Its length in the clock.
+        std: The standard deviation of the noise; None where there is none.
+    """
 
     ratio: Array
     moments: tuple[Array, ...]
@@ -54,7 +60,18 @@ class Kernel(Protocol):
 
     def component(self, denoised: Denoised) -> Array: ...
 
-    def interval(self, sde: SDE, t: Any, s: Any) -> Interval: ...
+    def interval(self, sde: SDE, t: Any, s: Any) -> Interval:
+        """The step from t to s.
+
+        Args:
+            sde: The process.
+            t: The time at which it begins.
+            s: The time at which it ends.
+
+        Returns:
+            The interval.
+        """
+        ...
 
 
 def phi(k: int, z: Array) -> Array:
@@ -112,6 +129,7 @@ class DataKernel:
         return denoised.x0
 
     def interval(self, sde: SDE, t: Any, s: Any) -> Interval:
+        """As `Kernel.interval`."""
         h = self.clock(sde, s) - self.clock(sde, t)
         eta = 0.0 if self.eta is None else self.eta
         ratio = jnp.exp(sde.log_sigma(s) - sde.log_sigma(t) - eta * h)
@@ -119,6 +137,16 @@ class DataKernel:
         return Interval(ratio, moments, h, None if self.eta is None else self.std(sde, t, s))
 
     def std(self, sde: SDE, t: Any, s: Any) -> Array:
+        """The standard deviation of the noise of a step.
+
+        Args:
+            sde: The process.
+            t: The time at which it begins.
+            s: The time at which it ends.
+
+        Returns:
+            σ_s·√(1 − e^{−2ηh}).
+        """
         h = self.clock(sde, s) - self.clock(sde, t)
         return sde.sigma(s) * root(-jnp.expm1(-2 * self.eta * h))
 
@@ -134,6 +162,7 @@ class NoiseKernel:
         return denoised.eps
 
     def interval(self, sde: SDE, t: Any, s: Any) -> Interval:
+        """As `Kernel.interval`."""
         h = self.clock(sde, s) - self.clock(sde, t)
         ratio = jnp.exp(sde.log_alpha(s) - sde.log_alpha(t))
         return Interval(ratio, _exponential_moments(-sde.sigma(s), -1.0, h), h, None)
@@ -152,6 +181,7 @@ class SigmaRatioKernel:
         return denoised.eps
 
     def interval(self, sde: SDE, t: Any, s: Any) -> Interval:
+        """As `Kernel.interval`."""
         h = self.clock(sde, s) - self.clock(sde, t)
         ratio = jnp.exp(sde.log_alpha(s) - sde.log_alpha(t))
         moments = tuple(sde.alpha(s) * h ** (k + 1) / (k + 1) for k in range(ORDERS))
@@ -161,10 +191,16 @@ class SigmaRatioKernel:
 def integrate_through(
     values: tuple[Array, ...], clocks: tuple[Array, ...], known: tuple[Any, ...], moments: tuple[Array, ...]
 ) -> Array:
-    """∫ weight·p of the polynomial p through `values` at `clocks` (from the interval's start), by Newton's divided
-    differences.
+    """∫ weight·p of the polynomial p through some nodes, by Newton's divided differences.
 
-    `known[k]` tells whether node k is there yet; the known ones come first, and the others take no part.
+    Args:
+        values: The values at the nodes.
+        clocks: The nodes in the clock, from the interval's start.
+        known: Whether each node is there yet; the known ones come first, and the others take no part.
+        moments: Those of the interval, ∫ weight·τ^k dτ.
+
+    Returns:
+        The integral, of the shape of a value.
     """
     differences = list(values)
     total = jnp.zeros_like(values[0])

@@ -4,7 +4,7 @@ the trained parameters are good for.
     batch ─▶ each Update in turn: loss → gradient of its own parameters → its optimizer ─▶ params, extra
 
 `params` is what the updates move: any tree, or where they move parts of it a dict from name to tree. `extra` is what is
-carried and not descended: a dict, {} where there is nothing, of frozen networks and of buffers that a loss brings up to
+carried and not trained: a dict, {} where there is nothing, of frozen networks and of buffers that a loss brings up to
 date. It is saved, sharded, donated and resumed like the parameters. What changes it is a function of the step and the
 batch, so that a run that resumes is exact to the bit.
 """
@@ -48,7 +48,7 @@ class LossOutput(NamedTuple):
     """What a loss returns.
 
     Args:
-        each: The loss of each row, (B,); their mean is descended.
+        each: The loss of each row, (B,); their mean is minimised.
         metrics: Further numbers to log, by name: scalars, or (B,), of which the mean is logged.
         extra: The entries of `extra` that the loss brings up to date, by name; None where it leaves them all. A float
             entry should be a mean over the rows or linear in one: where the batch is gone through in parts, or spread

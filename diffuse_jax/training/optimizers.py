@@ -60,8 +60,20 @@ def adam(
 
 
 def adamw(learning_rate: float, *, weight_decay: float, **options: Any) -> optax.GradientTransformation:
-    """`adam` with weight decay, which must be above 0: without it is Adam, and is asked for by that name. The options
-    are those of `adam`."""
+    """`adam` with weight decay (Loshchilov & Hutter, 1711.05101).
+
+    Args:
+        learning_rate: The rate after the warm-up.
+        weight_decay: The share of each weight, times the rate, that each update takes off; above 0.
+        options: The further arguments of `adam`.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: Unless weight_decay > 0, without which this is Adam and is asked for by that name, and as `adam`
+            raises it.
+    """
     if not weight_decay > 0:
         raise ValueError(f"weight_decay = {weight_decay} must be above 0: AdamW without it is adam")
     return adam(learning_rate, weight_decay=weight_decay, **options)
@@ -81,7 +93,24 @@ def radam(
 ) -> optax.GradientTransformation:
     """Rectified Adam (Liu et al., 1908.03265, algorithm 2, with the bound ρ_t ≥ 5 of its authors' program), as
     consistency models are trained: while its second moment is known from too few steps it takes the first alone.
-    Arguments and errors are those of `adam`."""
+
+    Args:
+        learning_rate: The rate after the warm-up.
+        warmup: The steps over which it rises from 0, as for `adam`.
+        clip: The largest global norm of the gradient; None or ≤ 0 does not clip.
+        weight_decay: The share of each weight, times the rate, that each update takes off, as for `adam`.
+        b1: The decay of the first moment.
+        b2: That of the second.
+        eps: What is added to the root of the second.
+        decay: "none", "linear" or "cosine", as for `adam`.
+        steps: The length of the run, read where the rate decays.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: As `adam` raises it.
+    """
     _check_moments(b1, b2, eps)
     return _chain(optax.scale_by_radam(b1, b2, eps), learning_rate, warmup, clip, weight_decay, decay, steps)
 

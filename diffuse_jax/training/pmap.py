@@ -35,10 +35,17 @@ def unreplicate(tree: Any) -> Any:
 def pmap_step(
     step_fn: StepFn, axis_name: str = "batch", devices: Sequence[jax.Device] | None = None
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """`step_fn`, a `train_step` given the same `axis_name`, over this process's devices.
+    """A training step over this process's devices.
 
-    The state goes in as `replicate` makes it, is donated, and comes back replicated; the batch is (B, …) and is split
-    over the devices; the metrics are scalars. ValueError where B does not split evenly.
+    Args:
+        step_fn: A `train_step` given the same `axis_name`.
+        axis_name: The name of the axis of devices.
+        devices: The devices; None is all of this process's.
+
+    Returns:
+        A function (state, batch) -> (state, metrics). The state goes in as `replicate` makes it, is donated, and comes
+            back replicated; the batch is (B, …) and is split over the devices, with a ValueError where B does not split
+            evenly; the metrics are scalars.
     """
     devices = jax.local_devices() if devices is None else devices
     run = jax.pmap(step_fn, axis_name, devices=devices, donate_argnums=0)

@@ -120,8 +120,20 @@ def train(
 
 
 def begin(method: Method, checkpoints: Checkpoints | None, *, seed: int, mesh: Mesh) -> TrainState:
-    """The state that a run begins with: that of the last checkpoint, or a new one. CheckpointError where a checkpoint
-    cannot be read, or is of another method or network."""
+    """The state that a run begins with.
+
+    Args:
+        method: What is trained.
+        checkpoints: Those of the run; None, or a folder without any, begins anew.
+        seed: The seed of the run, of which a new state is made (`first_state`).
+        mesh: The devices, of `make_mesh`.
+
+    Returns:
+        The state of the last checkpoint, or a new one, placed as `state_sharding` says.
+
+    Raises:
+        CheckpointError: Where a checkpoint cannot be read, or is of another method or network.
+    """
 
     def create() -> TrainState:
         return first_state(method, seed)

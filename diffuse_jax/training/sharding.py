@@ -118,9 +118,19 @@ def _of_gathered(loss: Loss, mesh: Mesh) -> Loss:
 
 
 def global_batch(mesh: Mesh, batch: Any, scanned: bool = False) -> Any:
-    """The global arrays of which the NumPy tree `batch` is this process's contiguous share of the rows.
+    """The global arrays of a batch of which each process has a share.
 
-    ValueError where the rows of all processes together do not split evenly over the mesh.
+    Args:
+        mesh: The devices, of `make_mesh`.
+        batch: This process's contiguous share of the rows, a tree of NumPy arrays (rows, …), or (K, rows, …) if
+            `scanned`.
+        scanned: Axis 0 counts steps, and the rows are axis 1.
+
+    Returns:
+        The same tree of global arrays, which lie as `batch_sharding` says.
+
+    Raises:
+        ValueError: Where the rows of all processes together do not split evenly over the mesh.
     """
     rows = np.shape(jax.tree.leaves(batch)[0])[1 if scanned else 0]
     check_batch(rows * jax.process_count(), mesh.size)
@@ -129,8 +139,16 @@ def global_batch(mesh: Mesh, batch: Any, scanned: bool = False) -> Any:
 
 
 def check_batch(batch_size: int, device_count: int, accumulate: int = 1) -> None:
-    """ValueError unless a global batch of `batch_size` rows splits evenly over `device_count` devices, and their shares
-    into `accumulate` parts."""
+    """Checks that a global batch splits evenly over the devices, and their shares into parts.
+
+    Args:
+        batch_size: The rows of the global batch.
+        device_count: The number of devices.
+        accumulate: The parts of each device's share that a step goes through one after the other.
+
+    Raises:
+        ValueError: Where it does not split evenly, naming sizes that do.
+    """
     if accumulate < 1:
         raise ValueError(f"accumulate = {accumulate} must be at least 1")
     pieces = device_count * accumulate
@@ -146,11 +164,18 @@ def check_batch(batch_size: int, device_count: int, accumulate: int = 1) -> None
 def compile_step(
     step_fn: StepFn, mesh: Mesh, sharding: Any = None
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-    """`step_fn` over the mesh, K ≥ 1 steps a call (see `scan_steps`): (state, batches) -> (state, metrics).
+    """Compiles a step over the mesh, for K ≥ 1 steps a call (see `scan_steps`).
 
-    Every leaf of `batches` is (K, B, …), as `global_batch(…, scanned=True)` makes it, and the metrics are (K,). The
-    state comes and goes as `sharding` says (`state_sharding`; None: replicated), and the given one is donated, gone
-    after the call."""
+    Args:
+        step_fn: `step_fn(state, batch) -> (state, metrics)`, one pure update.
+        mesh: The devices, of `make_mesh`.
+        sharding: How the state lies before and after a call, of `state_sharding`; None: replicated.
+
+    Returns:
+        A compiled function (state, batches) -> (state, metrics). Every leaf of `batches` is (K, B, …), as
+            `global_batch(…, scanned=True)` makes it, and the metrics are (K,). The state that it is given is donated,
+            gone after the call.
+    """
     whole = replicated(mesh)
     state = whole if sharding is None else sharding
     return jax.jit(

@@ -23,7 +23,7 @@ class TrainState:
         params: The raw parameters.
         ema: Their exponential moving average, the same tree.
         opt_state: The state of the optimizer; of several updates a tuple of those of each.
-        extra: What is carried and not descended, by name; {} where there is nothing.
+        extra: What is carried and not trained, by name; {} where there is nothing.
     """
 
     step: jax.Array
@@ -34,8 +34,17 @@ class TrainState:
 
 
 def create_state(params: Any, updates: Sequence[Update], extra: Any = None) -> TrainState:
-    """The state before the first step of `updates`. The moving average starts as a copy of `params`; it and `extra`,
-    which may share arrays with them, are in buffers of their own, so that the whole state can be donated."""
+    """The state before the first step. The moving average starts as a copy of the parameters; it and `extra`, which may
+    share arrays with them, are in buffers of their own, so that the whole state can be donated.
+
+    Args:
+        params: The initial parameters.
+        updates: What a step does, as a `Method` has it, with the optimizers whose states are made.
+        extra: What is carried and not trained, by name; None: nothing.
+
+    Returns:
+        The state at step 0.
+    """
 
     def copied(tree: Any) -> Any:
         # With a type of its own: after a step nothing is weakly typed, and the second would be traced anew.
@@ -60,13 +69,24 @@ def ema_decay(
     batch_size: int,
     warmup: bool = False,
 ) -> Callable[[jax.Array], jax.Array]:
-    """The decay r of ema ← r·ema + (1 − r)·params as a function of the step: `rate` itself, or the rate under which a
-    parameter's weight halves every `halflife_images` images, 0.5^(batch_size/halflife_images); exactly one is given.
+    """The decay r of ema ← r·ema + (1 − r)·params as a function of the step. Exactly one of `rate` and
+    `halflife_images` is given; a young average forgets its random start by `rampup_ratio` or by `warmup`.
 
-    A young average forgets its random start in one of two ways: with `rampup_ratio` the half-life is at most that part
-    of the images seen before the step (Karras et al., 2206.00364, appendix F: 0.05), so that step 0 copies the
-    parameters; with `warmup` r is at most (1 + step)/(10 + step). ValueError unless 0 ≤ rate < 1, or halflife_images >
-    0, batch_size > 0 and, where given, rampup_ratio > 0.
+    Args:
+        rate: r itself, in [0, 1).
+        halflife_images: The images, above 0, in which a parameter's weight halves, with which r is
+            0.5^(batch_size/halflife_images).
+        rampup_ratio: The half-life is at most this part, above 0, of the images seen before the step (Karras et al.,
+            2206.00364, appendix F: 0.05), so that step 0 copies the parameters; only with `halflife_images`.
+        batch_size: The rows of a global batch, above 0; read with `halflife_images`.
+        warmup: r is at most (1 + step)/(10 + step).
+
+    Returns:
+        A function of the step that gives r.
+
+    Raises:
+        ValueError: Where a number is outside of these ranges, both or none of `rate` and `halflife_images` are given,
+            or `rampup_ratio` without `halflife_images`.
     """
     if (rate is None) == (halflife_images is None):
         raise ValueError(f"give exactly one of rate and halflife_images, not {rate=} and {halflife_images=}")

@@ -40,9 +40,17 @@ _LAST = 2**32 - 1
 
 
 def step_draws(key: jax.Array, step: jax.Array, size: int, axis_name: str | None = None) -> Draws:
-    """The randomness of this step for a (local) batch of `size` rows.
+    """The randomness of one update of a step.
 
-    Under `axis_name` device d holds the rows d·size … (d + 1)·size − 1, and a dropout key of its own.
+    Args:
+        key: The key of the run, or of the update (see the head of this module).
+        step: The steps made before this one.
+        size: The rows of the (local) batch.
+        axis_name: For `jax.pmap`, the axis of devices, of which device d holds the rows d·size … (d + 1)·size − 1, and
+            a dropout key of its own; None: the batch is the global one.
+
+    Returns:
+        The draws of these rows.
     """
     key = jax.random.fold_in(key, step)
     rng = jax.random.fold_in(key, np.uint32(_LAST))
@@ -80,8 +88,9 @@ def train_step(
             is the part's own.
 
     Returns:
-        The state after it, and of each update float32 scalars: `loss`, `grad_norm`, the global norm of the gradient
-            before clipping, and the metrics of its loss; `Occasional` ones where it is not made at every step.
+        The state after it, and the metrics, float32 scalars of each update by name. They are `loss`, `grad_norm`, the
+            global norm of the gradient before clipping, and those of its loss; `Occasional` ones where it is not made
+            at every step.
 
     Raises:
         ValueError: Where a loss is not one value a row, an update names parameters or a loss brings up to date entries
@@ -203,10 +212,18 @@ def _mean_over_parts(function: Callable[[Any, Draws], Any], batch: Any, draws: D
 
 
 def scan_steps(step_fn: StepFn, state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
-    """K steps in one call: every leaf of `batches` has a leading axis K, and the metrics come back stacked, (K,).
+    """K steps in one call.
 
     They are the K single steps up to the rounding of another program. K = 1 is compiled without a loop: in a loop's
     body XLA runs the gradient of a kernel of `nn.Conv` on a CPU by a path some fifty times slower (`nets.convolution`).
+
+    Args:
+        step_fn: `step_fn(state, batch) -> (state, metrics)`, one pure update.
+        state: The state before them.
+        batches: A tree of arrays that lead with K, one batch a step.
+
+    Returns:
+        The state after them, and the metrics stacked, (K,).
     """
     if jax.tree.leaves(batches)[0].shape[0] > 1:
         return jax.lax.scan(step_fn, state, batches)
