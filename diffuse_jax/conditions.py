@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from diffuse_jax.sde import expand
 
-__all__ = ["Condition", "drop_conditions", "merge_conditions", "null_like"]
+__all__ = ["Condition", "drop_conditions", "merge_conditions", "null_like", "null_row"]
 
 
 class Condition(NamedTuple):
@@ -45,6 +45,15 @@ def null_like(name: str, value: jax.Array, condition: Condition) -> jax.Array:
         An array of the shape and type of `value`.
     """
     return jnp.full_like(value, condition.values if name == "label" else 0)
+
+
+def null_row(conditions: Mapping[str, Condition]) -> dict[str, jax.Array]:
+    """The nulls of conditions for a batch of one row, by name: what a network's parameters are made for."""
+    empty = {
+        name: jnp.zeros((1, *known.shape), jnp.float32 if name == "image" else jnp.int32)
+        for name, known in conditions.items()
+    }
+    return {name: null_like(name, value, conditions[name]) for name, value in empty.items()}
 
 
 def drop_conditions(

@@ -23,12 +23,6 @@ from diffuse_jax.config.workdir import CHECKPOINTS, read_run
 from diffuse_jax.nets import param_count
 
 _TAIL = 2**20  # bytes of metrics.jsonl in which the last of each number is looked for
-_METRICS = {
-    "loss": "loss",
-    "heldout_loss": "held-out loss",
-    "heldout_accuracy": "held-out accuracy",
-    "images_per_second": "images/s",
-}
 
 
 def show(args: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -112,12 +106,23 @@ def _metrics(path: pathlib.Path) -> str:
     """The last of each number, each with its step where that is not the last line's."""
     lines = _last_lines(path)
     found = []
-    for name, words in _METRICS.items():
-        line = next((line for line in reversed(lines) if name in line), None)
-        if line is not None:
-            value = "not finite" if line[name] is None else _number(line[name])
-            found.append(f"{words} {value}" + ("" if line is lines[-1] else f" (step {line.get('step')})"))
+    for name in _shown(lines):
+        line = next(line for line in reversed(lines) if name in line)
+        value = "not finite" if line[name] is None else _number(line[name])
+        at = "" if line is lines[-1] else f" (step {line.get('step')})"
+        found.append(f"{name.replace('heldout_', 'held-out ').replace('images_per_second', 'images/s')} {value}{at}")
     return f"step {lines[-1].get('step')}: {', '.join(found)}; {_when(path)}" if found else ""
+
+
+def _shown(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of the losses in some lines, then those of held-out numbers, then the speed."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    kinds: tuple[Callable[[str], bool], ...] = (
+        lambda name: name == "loss" or name.endswith("/loss"),
+        lambda name: name.startswith("heldout_"),
+        lambda name: name == "images_per_second",
+    )
+    return [name for kind in kinds for name in names if kind(name)]
 
 
 def _last_lines(path: pathlib.Path) -> list[Mapping[str, Any]]:

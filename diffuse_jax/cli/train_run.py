@@ -228,7 +228,8 @@ def _dry_run(config: ConfigDict, mesh: Mesh) -> int:
     batch = config.training.batch_size * math.prod(shape) * 4
     print(f"data         {config.data.source}, rows of shape {shape}{_about_source(config.data.source)}")
     print(f"parameters   {param_count(experiment.params):,}")
-    print(f"state        {_mib(state, sharding)} on each device: parameters, average and the optimizer's two moments")
+    parts = f"parameters, average, the optimizer's state{' and what is carried beside them' if state.extra else ''}"
+    print(f"state        {_mib(state, sharding)} on each device: {parts}")
     print(f"gradients    {_mib(state.params, sharding.params)} on each device")
     if mesh.shape["fsdp"] > 1:
         whole = jax.tree.map(lambda _: replicated(mesh), state.params)

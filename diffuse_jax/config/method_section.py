@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from diffuse_jax import likelihood, losses, methods
 from diffuse_jax.codecs import Codec, Pixels
+from diffuse_jax.conditions import null_row
 from diffuse_jax.config.choices import choose, function_of, imported, line, section
 from diffuse_jax.config.codec_section import make_codec
 from diffuse_jax.config.errors import ConfigError
@@ -25,7 +26,6 @@ from diffuse_jax.config.parts import (
 )
 from diffuse_jax.config.sampling_section import SamplingPlan, sampling_plan
 from diffuse_jax.config.schema import METHOD_FIELDS, base
-from diffuse_jax.methods.denoising import one_row
 from diffuse_jax.nets import LinenAutoencoder, LinenNet
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE
@@ -255,7 +255,7 @@ def _shapes(
     of one."""
 
     def init(key: jax.Array) -> tuple[jax.Array, Any]:
-        cond = {"cond": one_row(data.conditions)} if data.conditions else {}
+        cond = {"cond": null_row(data.conditions)} if data.conditions else {}
         output, params = net.init_with_output(key, data.shape, **cond)
         return output_of(output), params
 

@@ -67,7 +67,7 @@ class HeldoutRows:
 
         def chunk(index: np.ndarray) -> Any:
             rows = shard(self._mesh, (self._source[index], self._keys[index], jnp.asarray(index, jnp.int32)))
-            return self._run(trained, *rows, jnp.asarray(step, jnp.int32))
+            return self._run(trained, *rows, np.int32(step))
 
         return map_chunks(chunk, self._n, self._batch_size, self._mesh)
 

@@ -18,9 +18,8 @@ import optax
 from diffuse_jax import parameterizations
 from diffuse_jax._pytree import pytree, static
 from diffuse_jax.codecs import Codec
-from diffuse_jax.conditions import Condition
+from diffuse_jax.conditions import Condition, null_row
 from diffuse_jax.losses import uniform_times
-from diffuse_jax.methods.denoising import one_row
 from diffuse_jax.methods.noising import Times, encoded_rows, noised_rows
 from diffuse_jax.sde import SDE, expand
 from diffuse_jax.times import log_snr
@@ -139,7 +138,7 @@ def classifier(
     noised: dict[str, Any] = {"times": times, "stratified": stratified, "t_min": t_min}
     loss = cross_entropy(model, codec, **noised)
     return Method(
-        init=lambda key: (net.init(key, codec.shape, **({"cond": one_row(shown)} if shown else {})), {}),
+        init=lambda key: (net.init(key, codec.shape, **({"cond": null_row(shown)} if shown else {})), {}),
         updates=(Update(loss, adam(2e-4, warmup=1000, clip=1.0) if optimizer is None else optimizer),),
         ema=ema_decay(rate=0.999, batch_size=1, warmup=True) if ema is None else ema,
         model=model,

@@ -16,7 +16,7 @@ import optax
 
 from diffuse_jax import parameterizations
 from diffuse_jax.codecs import Codec, Pixels
-from diffuse_jax.conditions import Condition, drop_conditions
+from diffuse_jax.conditions import Condition, drop_conditions, null_row
 from diffuse_jax.data.augment import augment
 from diffuse_jax.denoiser import Conditioned, NetworkDenoiser
 from diffuse_jax.likelihood import hutchinson_trace, log_prob
@@ -72,7 +72,7 @@ def denoising(
     loss = objective(denoiser, codec, conditions=known, **options)
     heldout = objective(denoiser, codec, conditions=known, train=False, **options)
     return Method(
-        init=lambda key: (net.init(key, codec.shape, **({"cond": one_row(known)} if known else {})), {}),
+        init=lambda key: (net.init(key, codec.shape, **({"cond": null_row(known)} if known else {})), {}),
         updates=(Update(loss, adam(2e-4, warmup=1000, clip=1.0) if optimizer is None else optimizer),),
         ema=ema_decay(rate=0.999, batch_size=1, warmup=True) if ema is None else ema,
         model=denoiser,
@@ -81,17 +81,6 @@ def denoising(
         draw=draw,
         log_prob=log_prob,
     )
-
-
-def one_row(conditions: Mapping[str, Condition]) -> dict[str, jax.Array]:
-    """The nulls of conditions for a batch of one row: what a network's parameters are made for."""
-    floats = {"image"}
-    return {
-        name: jnp.full(
-            (1, *known.shape), known.values if name == "label" else 0, jnp.float32 if name in floats else int
-        )
-        for name, known in conditions.items()
-    }
 
 
 def objective(

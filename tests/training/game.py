@@ -5,8 +5,9 @@
 x descends f at every step; y ascends it at every other one, and sees the x that was just made. u is the mean of the
 batch, ξ noise from the rows' keys, and v a running mean of u that the first player keeps in `extra`.
 
-As a program, `python game.py WORKDIR STEPS` trains it from the last checkpoint in WORKDIR, slowly, and writes the final
-state's bytes to WORKDIR/final.npz.
+As a program, `python game.py WORKDIR STEPS [ADDRESS COUNT NUMBER]` trains it from the last checkpoint in WORKDIR,
+slowly, and writes the final state's bytes to WORKDIR/final.npz. With an address it is one of so many processes. Each
+that is interrupted writes the step to WORKDIR/stopped.NUMBER.
 """
 
 import pathlib
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from diffuse_jax import training
 from diffuse_jax.data import from_arrays
@@ -75,7 +77,11 @@ def recursion(inputs: np.ndarray, noise: np.ndarray, every: int = EVERY) -> list
     return after
 
 
-def main(workdir: str, steps: str) -> None:
+def main(workdir: str, steps: str, *who: str) -> None:
+    if who:
+        address, count, number = who
+        jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
+        jax.distributed.initialize(address, int(count), int(number), initialization_timeout=60)
     folder = pathlib.Path(workdir)
     data = from_arrays({"x": np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)})
     slow = training.Callback(2, lambda state, step: time.sleep(0.02) or {})
@@ -93,8 +99,12 @@ def main(workdir: str, steps: str) -> None:
         callbacks=[slow],
         progress=False,
     )
-    leaves = jax.tree_util.tree_flatten_with_path(outcome.state)[0]
-    np.savez(folder / "final.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+    if outcome.interrupted:
+        (folder / f"stopped.{jax.process_index()}").write_text(str(int(outcome.state.step)))
+    final = multihost_utils.process_allgather(outcome.state, tiled=True)
+    if jax.process_index() == 0:
+        leaves = jax.tree_util.tree_flatten_with_path(final)[0]
+        np.savez(folder / "final.npz", **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
 
 
 if __name__ == "__main__":

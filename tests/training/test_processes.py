@@ -8,13 +8,14 @@ import processes
 import pytest
 from tiers import proof
 
-TOY = str(pathlib.Path(__file__).parent / "toy_training.py")
+TOY, GAME = (str(pathlib.Path(__file__).parent / f"{name}.py") for name in ("toy_training", "game"))
 STEPS, WIDTH = 60, 1024
 
 
-def start(folder, count, fsdp=1):
-    """The toy in so many processes, in float64."""
-    toy, address = [TOY, str(folder), str(STEPS), str(WIDTH), str(fsdp)], f"127.0.0.1:{processes.free_port()}"
+def start(folder, count, fsdp=1, program=TOY):
+    """The toy, or the game, in so many processes, in float64."""
+    options = [str(WIDTH), str(fsdp)] if program == TOY else []
+    toy, address = [program, str(folder), str(STEPS), *options], f"127.0.0.1:{processes.free_port()}"
     several = [[*toy, address, str(count), str(number)] for number in range(count)]
     return processes.start(several if count > 1 else [toy], JAX_ENABLE_X64="1")
 
@@ -76,3 +77,18 @@ def test_a_signal_to_any_process_stops_all_at_one_step_which_is_saved(whole, tmp
     assert stopped == [processes.saved(tmp_path)[-1]] * 2 and 4 < stopped[0] < STEPS
     finish(start(tmp_path, 1))
     assert_same(final(tmp_path), whole)
+
+
+@pytest.mark.proof
+def test_two_players_in_two_processes_are_stopped_and_go_on_in_one(tmp_path):
+    """A method of two updates, one of which is made at every other step, and a buffer."""
+    alone, several = tmp_path / "alone", tmp_path / "several"
+    finish(start(alone, 1, program=GAME))
+    started = start(several, 2, program=GAME)
+    processes.reached(several, 4, started)
+    started[1].send_signal(signal.SIGTERM)
+    finish(started)
+    stopped = [int((several / f"stopped.{i}").read_text()) for i in range(2)]
+    assert stopped == [processes.saved(several)[-1]] * 2 and 4 < stopped[0] < STEPS
+    finish(start(several, 1, program=GAME))
+    assert_same(final(several), final(alone))
