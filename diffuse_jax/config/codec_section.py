@@ -27,8 +27,8 @@ def make_codec(config: ConfigDict, data: DataInfo) -> Codec:
 
 def _pixels(config: ConfigDict, data: DataInfo) -> Pixels:
     c = config.data
-    if len(data.shape) == 1 and (c.flip or c.dequantize or c.augment):
-        raise ConfigError("config.data.flip, dequantize and augment are for images; the data are vectors")
+    if len(data.shape) == 1 and (given := [name for name in ("flip", "dequantize", "augment") if c[name]]):
+        raise ConfigError(f"config.data.{given[0]}={c[given[0]]} is for images, and the data are vectors")
     return Pixels(data.shape, data.levels, centered=c.centered, flip=c.flip, dequantize=c.dequantize)
 
 

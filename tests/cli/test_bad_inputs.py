@@ -20,6 +20,7 @@ from diffuse_jax import checkpoints, config, data, evaluation, nets, oracles, sd
 from diffuse_jax.cli.asked_conditions import read_conditions
 from diffuse_jax.conditions import Condition
 from diffuse_jax.config.numbers import RANGES
+from diffuse_jax.config.schema import METHOD_FIELDS
 
 # What warns says more than one line.
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -187,7 +188,8 @@ TINY_IMAGES = [argument for argument in TINY if ".model." not in argument and "-
 def numeric(section, prefix):
     """The fields of a section that hold numbers, or would if they were not empty."""
     for name, value in section.items():
-        if section.get_type(name) in (int, float, tuple) and not isinstance(value, bool):
+        texts = isinstance(value, tuple) and any(isinstance(entry, str) for entry in value)
+        if section.get_type(name) in (int, float, tuple) and not isinstance(value, bool) and not texts:
             yield f"{prefix}{name}", section.get_type(name) is tuple
 
 
@@ -227,7 +229,8 @@ ALWAYS_THE_SAME = settings(
 def test_the_fields_are_those_of_base():
     base = config.base()
     found = {field for name in base if hasattr(base[name], "items") for field, _ in numeric(base[name], f"{name}.")}
-    assert {field for field in found if not field.startswith("model.")} | {"seed"} == set(RANGES)
+    of_methods = {f"method.{field}" for fields in METHOD_FIELDS.values() for field in fields}
+    assert {field for field in found if not field.startswith("model.")} | {"seed"} | of_methods == set(RANGES)
 
 
 @pytest.mark.proof
