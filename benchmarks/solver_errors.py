@@ -13,11 +13,11 @@ import numpy as np
 from scipy.special import ndtr
 
 from diffuse_jax import oracles, solvers, times
-from diffuse_jax._pytree import pytree
 from diffuse_jax.denoiser import Denoised
 from diffuse_jax.sampling import count_evaluations, keyed_noise, sample_keys
 from diffuse_jax.sde import VP, Array
 from diffuse_jax.solvers import Solver
+from diffuse_jax.trees import pytree
 
 SDE = VP()
 #: The most evaluations of a fixed grid.

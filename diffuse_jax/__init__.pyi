@@ -31,6 +31,7 @@ from .sde import (
     from_log_alpha_sigma,
 )
 from .solvers import Solver, predictor_corrector
+from .trees import pytree, static
 from .variational_bound import elbo
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "parameterizations",
     "predictor_corrector",
     "prior_sample",
+    "pytree",
     "sample",
     "sample_keys",
     "sampling",
@@ -74,5 +76,6 @@ __all__ = [
     "score_of",
     "solve",
     "solvers",
+    "static",
     "times",
 ]

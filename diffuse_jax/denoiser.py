@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from diffuse_jax import parameterizations
 from diffuse_jax._checks import check_denoiser, check_process
-from diffuse_jax._pytree import pytree, static
 from diffuse_jax.conditions import merge_conditions
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sde import SDE, Array, expand
+from diffuse_jax.trees import pytree, static
 
 __all__ = [
     "Conditioned",

@@ -11,13 +11,13 @@ from closed_forms import ALL_SDES, MIXTURE, PROCESSES, gaussian_data, gaussian_f
 from tiers import first, proof
 
 from diffuse_jax import solvers, times
-from diffuse_jax._pytree import pytree
 from diffuse_jax.denoiser import Denoised
 from diffuse_jax.likelihood import log_prob
 from diffuse_jax.oracles import Gaussian, Mixture
 from diffuse_jax.sampling import decode, encode, last_state, sample, sample_keys
 from diffuse_jax.sde import EDM, SDE, VE, VP, expand
 from diffuse_jax.solvers import Solver
+from diffuse_jax.trees import pytree
 
 X = np.random.default_rng(0).standard_normal((4, 2))
 MEAN, COV = gaussian_data(2)

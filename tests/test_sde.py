@@ -40,6 +40,7 @@ from diffuse_jax.sde import (
     geometric_sigmas,
     linear_betas,
 )
+from diffuse_jax.trees import pytree
 
 songs_sde = pytest.mark.parametrize("name", SDES)
 every_sde = pytest.mark.parametrize("name", ALL_SDES)
@@ -265,8 +266,7 @@ def test_inverse_log_snr_has_the_derivatives_of_the_implicit_function(name: str,
 # --- a user's own process ---------------------------------------------------------------------------------------------
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class MyCosine(SDE):
     """α = cos(½π·rate·t), σ = sin(½π·rate·t): so f = −½π·rate·tan(½π·rate·t) and, with α² + σ² = 1, g² = −2f."""
 

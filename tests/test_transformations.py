@@ -1,5 +1,6 @@
 """Sampling differentiates and vmaps: by parameters, guidance, times and the process's own numbers."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -9,12 +10,12 @@ import pytest
 from closed_forms import in_float64
 from tiers import first, proof
 
-from diffuse_jax import solvers, times
-from diffuse_jax._pytree import pytree
+from diffuse_jax import oracles, solvers, times
 from diffuse_jax.denoiser import Denoised, Denoiser, NetworkDenoiser
 from diffuse_jax.oracles import Gaussian
 from diffuse_jax.sampling import sample, sample_keys
-from diffuse_jax.sde import EDM, VP
+from diffuse_jax.sde import EDM, VE, VP, Cosine, DiscreteVE, DiscreteVP, SubVP, geometric_sigmas, linear_betas
+from diffuse_jax.trees import pytree
 
 SOLVERS = {
     "heun": solvers.heun(),
@@ -141,3 +142,18 @@ def test_gradients_by_times_are_finite_where_a_square_root_or_a_length_is_nothin
     value, slope = loss(jnp.asarray([1.0, 0.8, 0.5, 0.2]))
     assert np.isfinite(value) and np.all(np.isfinite(slope))
     assert np.isfinite(loss(jnp.asarray([1.0, 0.8, 0.8, 0.2]))[0])
+
+
+def test_trees_of_two_types_have_two_structures_whatever_their_fields_hold():
+    """Else a program that was compiled for one may be run for the other."""
+    trees = [
+        *(make() for make in (VP, SubVP, VE, Cosine)),
+        DiscreteVP(linear_betas(4)),
+        DiscreteVE(geometric_sigmas(0.01, 50.0, 4)),
+        oracles.Gaussian(VP(), jnp.zeros(1), jnp.eye(1)),
+        oracles.UniformBox(VP(), jnp.zeros(1), jnp.eye(1)),
+        oracles.UniformBox(SubVP(), jnp.zeros(1), jnp.eye(1)),
+    ]
+    for a, b in itertools.combinations(trees, 2):
+        assert jax.tree.structure(a) != jax.tree.structure(b), (a, b)
+    assert jax.tree.structure(VP(0.2)) == jax.tree.structure(VP()) != jax.tree.structure(VP(t_min=0.1))

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffuse_jax._pytree import pytree, static
 from diffuse_jax.data.preprocess import CENTERED, UNIT, preprocess, preprocess_conditions, to_uint8
 from diffuse_jax.data.sources import Dataset
 from diffuse_jax.likelihood import nats_to_bits_per_dim
+from diffuse_jax.trees import pytree, static
 
 __all__ = ["Pixels", "of_dataset"]
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax._pytree import pytree
+from diffuse_jax.trees import pytree
 
 __all__ = ["AUGMENT_DIM", "Augmentation", "augment", "draw_augmentation"]
 

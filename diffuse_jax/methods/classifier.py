@@ -16,7 +16,6 @@ import numpy as np
 import optax
 
 from diffuse_jax import parameterizations
-from diffuse_jax._pytree import pytree, static
 from diffuse_jax.codecs import Codec
 from diffuse_jax.conditions import Condition, null_row
 from diffuse_jax.losses import uniform_times
@@ -24,6 +23,7 @@ from diffuse_jax.methods.noising import Times, encoded_rows, noised_rows
 from diffuse_jax.sde import SDE, expand
 from diffuse_jax.times import log_snr
 from diffuse_jax.training import Draws, LossOutput, Method, Update, adam, ema_decay
+from diffuse_jax.trees import pytree, static
 
 __all__ = ["Classifier", "accuracy_by_noise", "classifier", "cross_entropy"]
 

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import optax
 
 from diffuse_jax._compile import compiled
-from diffuse_jax._pytree import pytree, static
 from diffuse_jax.codecs import Pixels
 from diffuse_jax.likelihood import nats_to_bits_per_dim
 from diffuse_jax.training import Density, Draw, Drawn, Draws, Likelihoods, LossOutput, Method, Update, adam, ema_decay
+from diffuse_jax.trees import pytree, static
 from diffuse_jax.variational_bound import discretized_gaussian, standard_normal_kl
 
 __all__ = ["AutoencoderNet", "KLAutoencoder", "autoencoder"]

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax._pytree import pytree
 from diffuse_jax.denoiser import Denoised
 from diffuse_jax.sde import SDE, Array, expand
 from diffuse_jax.sde.process import row_sums
+from diffuse_jax.trees import pytree
 
 __all__ = ["Gaussian", "Mixture", "PointMass", "UniformBox"]
 

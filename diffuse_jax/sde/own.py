@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax._pytree import pytree, static
 from diffuse_jax.sde.process import SDE, Array, TimeFunction, VariancePreserving, floating
+from diffuse_jax.trees import pytree, static
 
 __all__ = ["from_beta", "from_drift_diffusion", "from_log_alpha_sigma"]
 

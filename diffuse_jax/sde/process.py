@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax._pytree import pytree, static
+from diffuse_jax.trees import pytree, static
 
 __all__ = ["SDE", "Array", "TimeFunction", "VariancePreserving", "expand", "floating", "row_sums", "time_derivative"]
 
@@ -54,8 +54,8 @@ class SDE:
     """A process on [0, T]. A subclass defines `log_alpha` and `log_sigma`, both elementwise in t, and may override the
     rest.
 
-    Subclasses are frozen dataclasses registered as pytrees (`jax.tree_util.register_dataclass`), with their numbers as
-    leaves: a process can be vmapped over a parameter, or learned. `marginal` is exact on [0, T]; `log_snr`, `f` and
+    Subclasses are frozen dataclasses and pytrees, as the decorator `diffuse_jax.pytree` makes them, with their numbers
+    as leaves: a process can be vmapped over a parameter, or learned. `marginal` is exact on [0, T]; `log_snr`, `f` and
     `g2` on (0, T), because at the ends they may be infinite.
 
     Args:

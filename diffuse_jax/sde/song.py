@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffuse_jax._pytree import pytree, static
 from diffuse_jax.sde.process import SDE, Array, VariancePreserving, floating
+from diffuse_jax.trees import pytree, static
 
 __all__ = ["VE", "VP", "SubVP"]
 

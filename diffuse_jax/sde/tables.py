@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffuse_jax._pytree import pytree
 from diffuse_jax.sde.process import SDE, Array, VariancePreserving, floating
+from diffuse_jax.trees import pytree
 
 __all__ = ["DiscreteVE", "DiscreteVP", "cosine_betas", "geometric_sigmas", "linear_betas"]
 

@@ -9,11 +9,11 @@ from jax.tree_util import Partial
 
 from diffuse_jax._checks import check_tolerances
 from diffuse_jax._compile import compiled
-from diffuse_jax._pytree import Static
 from diffuse_jax.denoiser import Denoiser, unbind
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.flow import velocity
 from diffuse_jax.solvers.solver import Noise, Solver
+from diffuse_jax.trees import Static
 
 __all__ = ["AdaptiveMemory", "Integrated", "Transported", "adaptive", "integrate", "transport"]
 

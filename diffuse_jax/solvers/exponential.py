@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from diffuse_jax._pytree import pytree
 from diffuse_jax.denoiser import Denoised
 from diffuse_jax.sde import SDE, Array
+from diffuse_jax.trees import pytree
 
 __all__ = [
     "DataKernel",

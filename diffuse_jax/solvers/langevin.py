@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from diffuse_jax._checks import check_not_negative
-from diffuse_jax._pytree import pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.solver import Noise, Solver
+from diffuse_jax.trees import pytree, static
 
 __all__ = ["annealed_langevin", "langevin"]
 

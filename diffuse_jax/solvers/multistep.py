@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from diffuse_jax._pytree import Static, pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.exponential import DataKernel, Interval, Kernel, SigmaRatioKernel, integrate_through, phi
 from diffuse_jax.solvers.runge_kutta import check_eta, check_order, kernel_of, last_stage, midpoint
 from diffuse_jax.solvers.solver import Noise, Solver
+from diffuse_jax.trees import Static, pytree, static
 
 __all__ = ["deis", "dpm_solver_multi", "ipndm", "sa_solver", "sde_dpm_solver", "unipc"]
 

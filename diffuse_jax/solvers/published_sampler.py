@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from diffuse_jax._checks import check_not_negative
-from diffuse_jax._pytree import Static, pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import SDE, VE, VP, Array, DiscreteVE, DiscreteVP
 from diffuse_jax.solvers.langevin import batch_norm_ratio, langevin_steps
 from diffuse_jax.solvers.solver import Noise, Solver, predictor_corrector
+from diffuse_jax.trees import Static, pytree, static
 
 __all__ = ["score_sde"]
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from diffuse_jax._pytree import Static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
 from diffuse_jax.solvers.exponential import DataKernel, Interval, Kernel, NoiseKernel, integrate_through
 from diffuse_jax.solvers.solver import Noise, Solver
+from diffuse_jax.trees import Static
 
 __all__ = ["dpm_solver_single", "stochastic_runge_kutta"]
 

@@ -7,9 +7,9 @@ from typing import Any
 from jax.tree_util import Partial
 
 from diffuse_jax._checks import check_solver
-from diffuse_jax._pytree import pytree, static
 from diffuse_jax.denoiser import Denoiser
 from diffuse_jax.sde import Array
+from diffuse_jax.trees import pytree, static
 
 __all__ = ["Noise", "Solver", "predictor_corrector"]
 

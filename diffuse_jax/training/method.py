@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import optax
 
-from diffuse_jax._pytree import pytree, static
+from diffuse_jax.trees import pytree, static
 
 __all__ = ["Density", "Draw", "Drawn", "Draws", "Likelihoods", "Loss", "LossOutput", "Method", "Update"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffuse_jax._pytree import pytree
 from diffuse_jax.training.method import Update
+from diffuse_jax.trees import pytree
 
 __all__ = ["TrainState", "create_state", "ema_decay"]
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffuse_jax._pytree import pytree
 from diffuse_jax.training.method import Draws, Update
 from diffuse_jax.training.state import TrainState
+from diffuse_jax.trees import pytree
 
 __all__ = ["Metrics", "Occasional", "StepFn", "scan_steps", "step_draws", "train_step"]
 

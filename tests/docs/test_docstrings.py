@@ -63,11 +63,15 @@ def unexplained(function: Callable[..., Any]) -> list[str]:
     return missing + ["Returns"] * (returns and not re.search(r"\nReturns:\n    [^:\n]+(\n|$)", sections))
 
 
+#: Whose public functions have one or two arguments.
+FEW = ("trees",)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_docstrings_name_every_argument_of_more_than_two_and_what_is_returned(part):
     functions = [item for module in modules(part) for item in public(module).items()]
     many = {f"{function.__module__}.{name}": function for name, function in functions if len(parameters(function)) > 2}
-    assert many, f"diffuse_jax.{part} has nothing public with more than two arguments"
+    assert many or part in FEW, f"diffuse_jax.{part} has nothing public with more than two arguments"
     missing = {name: names for name, function in many.items() if (names := unexplained(function))}
     assert not missing, f"docstrings of diffuse_jax.{part} leave out {missing}"
 

@@ -10,11 +10,11 @@ from closed_forms import ALL_SDES, SDES, gaussian_data, in_float64
 from tiers import first
 
 from diffuse_jax import solvers
-from diffuse_jax._pytree import pytree
 from diffuse_jax.denoiser import Denoised, from_score
 from diffuse_jax.oracles import Gaussian
 from diffuse_jax.sampling import count_evaluations, decode, encode, sample_keys, solve
 from diffuse_jax.sde import VP
+from diffuse_jax.trees import pytree
 
 MEAN, COV = gaussian_data(3)
 KEYS = sample_keys(0, 4)
