@@ -153,6 +153,7 @@ def of_torch(tmp_path, fixtures):
     return ["--from=score_sde", f"--source={tmp_path / 'weights.bin'}"], experiment
 
 
+@pytest.mark.proof
 def test_weights_of_score_sde_in_torch_fit_an_experiment_of_their_network(of_torch, tmp_path, fixtures):
     source, experiment = of_torch
     _, data, options = contents(fixtures / "ve_ncsnpp_fir_residual.torch.npz")

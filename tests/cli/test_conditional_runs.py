@@ -16,7 +16,8 @@ from diffuse_jax.training import make_mesh
 
 TINY = [
     "--config=digits",
-    *(f"--config.model.{field}" for field in ("nf=4", "ch_mult=(1,)", "attn_resolutions=(8,)", "num_res_blocks=1")),
+    *(f"--config.model.{field}" for field in ("nf=4", "ch_mult=(1,)", "attn_resolutions=()", "num_res_blocks=1")),
+    *("--config.model.context_width=8", "--config.model.context_depth=1"),
     *(f"--config.training.{name}=2" for name in ("steps", "log_every", "checkpoint_every", "evaluate_every")),
     "--config.training.sample_every=2",
     "--config.training.steps_per_call=2",
@@ -120,6 +121,7 @@ def test_the_command_takes_every_condition_and_records_it(conditional, folder):
     assert np.load(conditional / "samples.npz")["labels"].tolist() == [0, 1]
 
 
+@pytest.mark.proof
 def test_evaluations_take_their_conditions_from_held_out_rows(conditional, capsys):
     assert run("evaluate", f"--workdir={conditional}") == 0
     table = json.loads((conditional / "evaluation.json").read_text())

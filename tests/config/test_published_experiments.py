@@ -110,8 +110,8 @@ SIZES = {"cifar10": 32, "celeba": 64, "bedroom": 256, "church": 256, "ffhq64": 6
 SIZES |= {"celebahq256": 256, "celebahq1024": 1024, "afhqv2": 64, "imagenet64": 64}
 PUBLISHED = [name for name in experiments() if not name.startswith(("digits", "toy2d"))]
 # One of each network and process; the others are proofs.
-FEW = ("cifar10_vp_ddpm", "cifar10_subvp_ddpmpp_continuous", "cifar10_ve_ncsnpp_continuous", "cifar10_ve_ncsn")
-FEW += ("cifar10_ve_ncsnv2", "cifar10_edm_ddpmpp", "cifar10_edm_ncsnpp_cond", "imagenet64_edm_adm")
+FEW = ("cifar10_vp_ddpm", "cifar10_ve_ncsnpp_continuous", "cifar10_ve_ncsn", "cifar10_ve_ncsnv2")
+FEW += ("cifar10_edm_ddpmpp", "imagenet64_edm_adm")
 
 
 def few(names):

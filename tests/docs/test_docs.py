@@ -82,7 +82,10 @@ def run_of(tmp_path_factory):
 #: Pages whose Python takes long beside what it adds to the others'.
 LONG = [
     f"docs/howto/{name}.md"
-    for name in ("devices", "library", "likelihood", "notebook", "own-network", "own-sde", "own-solver", "testing")
+    for name in (
+        *("autoencoder", "classifier", "devices", "library", "likelihood", "notebook", "own-network", "own-sde"),
+        *("own-solver", "testing"),
+    )
 ]
 
 
