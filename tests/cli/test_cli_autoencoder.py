@@ -52,17 +52,11 @@ def test_training_draws_grids_and_reconstructions_and_logs_both_terms(trained):
     assert isinstance(diffuse_jax.load(trained), KLAutoencoder) and diffuse_jax.load(trained).shape == (4, 4, 2)
 
 
-def test_it_is_sampled_evaluated_and_its_bound_told(trained, capfd):
+def test_it_is_sampled_and_its_bound_told(trained, one_device, capfd):
     assert run("sample", f"--workdir={trained}", "--num=5", "--first=3") == 0
     facts = read(trained, "samples.json")
     assert (facts["prior"], facts["evaluations"], facts["num"]) == ("N(0, I)", 1.0, 5) and "solver" not in facts
     assert np.load(trained / "samples.npz")["samples"].shape == (5, 8, 8, 1)
-
-    assert run("evaluate", f"--workdir={trained}", "--num=24") == 0
-    table = read(trained, "evaluation.json")
-    for name in ("heldout_loss", "heldout_kl", "bits_per_dim", "mse", "psnr"):
-        assert np.isfinite([table[name], table[f"{name}_error"]]).all()
-    assert table["frechet_distance"] > 0 and table["evaluations"] == 1 and "solver" not in table
 
     assert run("likelihood", f"--workdir={trained}", "--num=6") == 0
     table = read(trained, "likelihood.json")
@@ -111,6 +105,15 @@ def test_a_network_of_another_method_is_refused(name, net, words):
     config.method, config.model, config.ema.rate = method(name), network(net), 0.9
     with pytest.raises(ConfigError, match=words):
         build(config, DataInfo((8, 8, 1), 17))
+
+
+@pytest.mark.proof
+def test_it_is_evaluated_by_its_losses_bound_and_draws(trained, one_device):
+    assert run("evaluate", f"--workdir={trained}", "--num=24") == 0
+    table = read(trained, "evaluation.json")
+    for name in ("heldout_loss", "heldout_kl", "bits_per_dim", "mse", "psnr"):
+        assert np.isfinite([table[name], table[f"{name}_error"]]).all()
+    assert table["frechet_distance"] > 0 and table["evaluations"] == 1 and "solver" not in table
 
 
 def test_the_network_takes_its_channels_from_the_data():

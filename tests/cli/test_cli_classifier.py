@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 from cli_models import TINY_CLASSIFIER, run
 
 import diffuse_jax
@@ -31,6 +32,7 @@ def test_a_run_is_evaluated_by_noise_level_and_loaded(classifier_run, one_device
     np.testing.assert_allclose(np.exp(classify.log_prob(x[:1], 0.5, np.arange(1))), 0.1, atol=0.09)
 
 
+@pytest.mark.proof
 def test_a_run_is_described_and_gone_on_with(classifier_run, one_device, tmp_path, capsys):
     folder = shutil.copytree(classifier_run, tmp_path / "run")
     assert run("show", f"--workdir={folder}") == 0

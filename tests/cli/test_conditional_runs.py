@@ -87,6 +87,7 @@ def test_a_run_reads_the_conditions_of_its_data(conditional, folder):
     assert (conditional / "grids" / "step_00000002.png").exists()
 
 
+@pytest.mark.proof
 def test_samples_are_those_of_the_conditions_asked_for(conditional, folder):
     """The network is hardly trained: its parameters are made large, so that what it reads shows in what it draws."""
     import jax.numpy as jnp
@@ -112,7 +113,7 @@ def test_samples_are_those_of_the_conditions_asked_for(conditional, folder):
     assert all(np.abs(draw({**cond, name: others[name]}) - plain).max() > 1e-4 for name in cond)
 
 
-def test_the_command_takes_every_condition_and_records_it(conditional, folder):
+def test_the_command_takes_every_condition_and_records_it(conditional, folder, one_device):
     assert drawn(conditional, *asked(folder)).shape == (2, 8, 8, 1)
     facts = json.loads((conditional / "samples.json").read_text())
     assert facts["cond"]["tokens"] == "no. 3" and facts["label"] == 1
