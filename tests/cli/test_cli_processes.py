@@ -217,7 +217,7 @@ def test_a_process_that_does_not_see_the_folder_of_the_run_is_named(toy_run, tmp
         shutil.copytree(toy_run, folders[1] / "run")
     first, second = end(begin(command, "--workdir=run", folders=folders))
     assert first[0] == second[0] == 2 and first[2].count("\n") == 1 and second[2] == "", (first, second)
-    assert "process 1" in first[2] and "--workdir=run" in first[2]
+    assert "process 1" in first[2] and "workdir=run" in first[2]
 
 
 @pytest.mark.proof
