@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from diffuse_jax.cli.commands import COMMANDS
 from diffuse_jax.cli.distributed import check_same, check_shared, from_first, together
 from diffuse_jax.cli.resources import check_writable
 from diffuse_jax.codecs import Codec
+from diffuse_jax.conditions import Condition
 from diffuse_jax.config import ConfigError, Experiment, build, override, read
 from diffuse_jax.config.workdir import CHECKPOINTS, check_fits, read_run, restore
 from diffuse_jax.data import Dataset
@@ -32,6 +33,7 @@ __all__ = [
     "conditions_in_turn",
     "free_name",
     "heldout_losses",
+    "labels_in_turn",
     "open_run",
     "picture",
     "sampler",
@@ -160,6 +162,11 @@ def sampler(experiment: Experiment, mesh: Mesh) -> Sampler:
     return Sampler(experiment.method.draw, mesh=mesh, batch_size=experiment.config.sampling.batch_size)
 
 
+def labels_in_turn(known: Mapping[str, Condition], index: np.ndarray) -> dict[str, np.ndarray]:
+    """The classes of samples by their numbers, each in turn; {} where there are none."""
+    return {"label": (index % known["label"].values).astype(np.int32)} if "label" in known else {}
+
+
 def conditions_in_turn(experiment: Experiment, source: Source | None = None) -> Conditions | None:
     """The conditions of samples by their numbers, for pictures and evaluations: classes each in turn, and what else
     there is as the rows of a source have it; None for a run without conditions."""
@@ -169,8 +176,7 @@ def conditions_in_turn(experiment: Experiment, source: Source | None = None) -> 
 
     def of(index: np.ndarray) -> dict[str, np.ndarray]:
         given = {} if set(known) == {"label"} else _conditions_of_rows(experiment, source, index)
-        label = {"label": (index % known["label"].values).astype(np.int32)} if "label" in known else {}
-        return {**given, **label}
+        return {**given, **labels_in_turn(known, index)}
 
     return of
 

@@ -10,7 +10,7 @@ import numpy as np
 from diffuse_jax._files import written_atomically
 from diffuse_jax.checkpoints import write_json_atomic
 from diffuse_jax.cli.asked_conditions import read_conditions
-from diffuse_jax.cli.common import TrainedRun, can, free_name, open_run, picture, sampler, to_data
+from diffuse_jax.cli.common import TrainedRun, can, free_name, labels_in_turn, open_run, picture, sampler, to_data
 from diffuse_jax.cli.distributed import first, together
 from diffuse_jax.cli.resources import check_samples
 from diffuse_jax.cli.sample_files import sample_files
@@ -59,8 +59,9 @@ def _conditions(run: TrainedRun, args: argparse.Namespace, n: int) -> Conditions
         return None
 
     def of(index: np.ndarray) -> dict[str, np.ndarray]:
-        in_turn = {"label": (index % known["label"].values).astype(np.int32)} if "label" in known else {}
-        return in_turn | {name: np.broadcast_to(row, (len(index), *row.shape)) for name, row in asked.items()}
+        return labels_in_turn(known, index) | {
+            name: np.broadcast_to(row, (len(index), *row.shape)) for name, row in asked.items()
+        }
 
     return of
 

@@ -19,10 +19,11 @@ from diffuse_jax import parameterizations
 from diffuse_jax.codecs import Codec
 from diffuse_jax.conditions import Condition, null_row
 from diffuse_jax.losses import uniform_times
+from diffuse_jax.methods.defaults import ema_or_default, optimizer_or_default
 from diffuse_jax.methods.noising import Times, encoded_rows, noised_rows
 from diffuse_jax.sde import SDE, expand
 from diffuse_jax.times import log_snr
-from diffuse_jax.training import Draws, LossOutput, Method, Update, adam, ema_decay
+from diffuse_jax.training import Draws, LossOutput, Method, Update
 from diffuse_jax.trees import pytree, static
 
 __all__ = ["Classifier", "accuracy_by_noise", "classifier", "cross_entropy"]
@@ -139,8 +140,8 @@ def classifier(
     loss = cross_entropy(model, codec, **noised)
     return Method(
         init=lambda key: (net.init(key, codec.shape, **({"cond": null_row(shown)} if shown else {})), {}),
-        updates=(Update(loss, adam(2e-4, warmup=1000, clip=1.0) if optimizer is None else optimizer),),
-        ema=ema_decay(rate=0.999, batch_size=1, warmup=True) if ema is None else ema,
+        updates=(Update(loss, optimizer_or_default(optimizer)),),
+        ema=ema_or_default(ema),
         model=model,
         heldout={"loss": cross_entropy(model, codec, train=False, **noised)},
         evaluations={"accuracy": accuracy_by_noise(codec, log_snr(sde, levels - 1)[::-1], sde)},

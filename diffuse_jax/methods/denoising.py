@@ -21,12 +21,14 @@ from diffuse_jax.data.augment import augment
 from diffuse_jax.denoiser import Conditioned, NetworkDenoiser
 from diffuse_jax.likelihood import hutchinson_trace, log_prob
 from diffuse_jax.losses import denoising_score_matching, sigma_squared, uniform_times
+from diffuse_jax.methods.defaults import ema_or_default, optimizer_or_default
 from diffuse_jax.methods.noising import Times, noised_rows
 from diffuse_jax.parameterizations import Parameterization
 from diffuse_jax.sampling import NoiseSource, count_evaluations, denoise_once, keyed_noise, last_mean, solve
 from diffuse_jax.sde import SDE
 from diffuse_jax.solvers import Solver
-from diffuse_jax.training import Density, Draw, Drawn, Draws, Likelihoods, LossOutput, Method, Update, adam, ema_decay
+from diffuse_jax.training import Density, Draw, Drawn, Draws, Likelihoods, LossOutput, Method, Update
+from diffuse_jax.training.method import tagged
 
 __all__ = ["denoising", "flow_log_prob", "objective", "solver_draw"]
 
@@ -73,8 +75,8 @@ def denoising(
     heldout = objective(denoiser, codec, conditions=known, train=False, **options)
     return Method(
         init=lambda key: (net.init(key, codec.shape, **({"cond": null_row(known)} if known else {})), {}),
-        updates=(Update(loss, adam(2e-4, warmup=1000, clip=1.0) if optimizer is None else optimizer),),
-        ema=ema_decay(rate=0.999, batch_size=1, warmup=True) if ema is None else ema,
+        updates=(Update(loss, optimizer_or_default(optimizer)),),
+        ema=ema_or_default(ema),
         model=denoiser,
         heldout={"loss": heldout},
         denoiser=denoiser,
@@ -204,8 +206,7 @@ def flow_log_prob(
 
     def of_rows(denoise: Any, batch: Any, keys: jax.Array) -> Likelihoods:
         # Stream 0 of a key makes the probes of the trace, stream 1 the dequantization.
-        stream = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 1)
-        x, cond = spread.encode(batch, stream, train=True)
+        x, cond = spread.encode(batch, tagged(keys, 1), train=True)
         found = log_prob(denoise, x, keys=keys, cond=cond, **solve)
         return Likelihoods(found.log_prob, found.error, codec.bits_per_dim(found.log_prob), found.evaluations)
 

@@ -21,7 +21,10 @@ import optax
 from diffuse_jax._compile import compiled
 from diffuse_jax.codecs import Pixels
 from diffuse_jax.likelihood import nats_to_bits_per_dim
-from diffuse_jax.training import Density, Draw, Drawn, Draws, Likelihoods, LossOutput, Method, Update, adam, ema_decay
+from diffuse_jax.methods.defaults import ema_or_default, optimizer_or_default
+from diffuse_jax.methods.noising import normal_rows
+from diffuse_jax.training import Density, Draw, Drawn, Draws, Likelihoods, LossOutput, Method, Update
+from diffuse_jax.training.method import tagged
 from diffuse_jax.trees import pytree, static
 from diffuse_jax.variational_bound import discretized_gaussian, standard_normal_kl
 
@@ -141,18 +144,9 @@ class KLAutoencoder:
         return -given, standard_normal_kl(mean, log_variance)
 
 
-def tagged(keys: jax.Array, tag: int | jax.Array) -> jax.Array:
-    """Keys of the rows, (B,), that are independent of those of other tags."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, tag)
-
-
 def posterior_sample(mean: jax.Array, log_variance: jax.Array, keys: jax.Array) -> jax.Array:
     """z ~ N(mean, exp(log_variance)), each row's from its own key."""
-    return mean + jnp.exp(0.5 * log_variance) * _normal(keys, mean.shape[1:], mean.dtype)
-
-
-def _normal(keys: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+    return mean + jnp.exp(0.5 * log_variance) * normal_rows(keys, mean.shape[1:], mean.dtype)
 
 
 def autoencoder(
@@ -197,13 +191,8 @@ def autoencoder(
 
     return Method(
         init=lambda key: (net.init(key, codec.shape), {}),
-        updates=(
-            Update(
-                _objective(model, kl_weight, train=True),
-                adam(2e-4, warmup=1000, clip=1.0) if optimizer is None else optimizer,
-            ),
-        ),
-        ema=ema_decay(rate=0.999, batch_size=1, warmup=True) if ema is None else ema,
+        updates=(Update(_objective(model, kl_weight, train=True), optimizer_or_default(optimizer)),),
+        ema=ema_or_default(ema),
         model=model,
         heldout={"loss": _objective(model, kl_weight, train=False)},
         draw=Draw(_draw, {"prior": "N(0, I)"}),
@@ -242,7 +231,7 @@ def _objective(model: Callable[[Any, Any], KLAutoencoder], kl_weight: float, *, 
 
 def _draw(model: KLAutoencoder, keys: jax.Array, cond: Any, path: bool) -> Drawn:
     """The means of what the prior draws."""
-    return Drawn(model.mean(_normal(tagged(keys, _LATENT), model.shape)), jnp.ones(keys.shape))
+    return Drawn(model.mean(normal_rows(tagged(keys, _LATENT), model.shape, jnp.float32)), jnp.ones(keys.shape))
 
 
 def _density(draws: int) -> Density:

@@ -14,7 +14,7 @@ from diffuse_jax.losses import stratify
 from diffuse_jax.sde import SDE
 from diffuse_jax.training import Draws
 
-__all__ = ["NoisedRows", "Times", "encoded_rows", "noised_rows"]
+__all__ = ["NoisedRows", "Times", "encoded_rows", "noised_rows", "normal_rows"]
 
 Times = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -37,6 +37,20 @@ class NoisedRows(NamedTuple):
     density: jax.Array
 
 
+def normal_rows(keys: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Standard normal rows, each from its own key.
+
+    Args:
+        keys: One key a row, (B,).
+        shape: The shape of one row.
+        dtype: Their type.
+
+    Returns:
+        (B, *shape).
+    """
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
+
+
 def encoded_rows(codec: Codec, batch: Any, draws: Draws, *, train: bool) -> tuple[jax.Array, Any, jax.Array]:
     """The rows of a batch in the process's space, and the noise of each.
 
@@ -50,8 +64,7 @@ def encoded_rows(codec: Codec, batch: Any, draws: Draws, *, train: bool) -> tupl
         x0 (B, …), the conditions by name or None, and eps shaped like x0.
     """
     x0, cond = codec.encode(batch, draws.stream(0), train=train)
-    eps = jax.vmap(lambda key: jax.random.normal(key, x0.shape[1:], x0.dtype))(draws.stream(1))
-    return x0, cond, eps
+    return x0, cond, normal_rows(draws.stream(1), x0.shape[1:], x0.dtype)
 
 
 def noised_rows(

@@ -18,7 +18,12 @@ import optax
 
 from diffuse_jax.trees import pytree, static
 
-__all__ = ["Density", "Draw", "Drawn", "Draws", "Likelihoods", "Loss", "LossOutput", "Method", "Update"]
+__all__ = ["Density", "Draw", "Drawn", "Draws", "Likelihoods", "Loss", "LossOutput", "Method", "Update", "tagged"]
+
+
+def tagged(keys: jax.Array, tag: int | jax.Array) -> jax.Array:
+    """Keys of the rows, (B,), that are independent of those of other tags."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, jax.numpy.uint32(tag))
 
 
 @pytree
@@ -41,7 +46,7 @@ class Draws:
 
     def stream(self, tag: int) -> jax.Array:
         """Keys of the rows, (B,), that are independent of those of other tags."""
-        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(self.keys, jax.numpy.uint32(tag))
+        return tagged(self.keys, tag)
 
 
 class LossOutput(NamedTuple):
